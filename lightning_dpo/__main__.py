@@ -1,0 +1,23 @@
+"""`lightning-dpo COMMAND ...`, the same as `python -m lightning_dpo.COMMAND ...`."""
+
+import sys
+from importlib import import_module
+
+COMMANDS = {"train": "train a policy on preference pairs"}
+
+
+def main() -> None:
+    command = sys.argv[1] if len(sys.argv) > 1 else "--help"
+    if command in COMMANDS:
+        sys.argv = [f"lightning-dpo {command}", *sys.argv[2:]]
+        import_module(f"lightning_dpo.{command}").main()
+        return
+    usage = "\n".join(f"  {name:10} {what}" for name, what in COMMANDS.items())
+    print(f"usage: lightning-dpo COMMAND ...\n\n{usage}\n\nlightning-dpo COMMAND --help says more")
+    if command not in ("--help", "-h"):
+        print(f"\nerror: unknown command {command!r}", file=sys.stderr)
+        sys.exit(2)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,186 @@
+"""Configuration: where conf/ is, names and paths as resolvers, and checks before anything loads.
+
+The Python signatures are the schema: every node with a `_target_` is bound to the signature of what it builds, types
+and ranges included. Combinations that would ignore an option are refused.
+"""
+
+import difflib
+import importlib
+import re
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from hydra.errors import HydraException
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+from lightning_dpo.errors import ConfigError
+from lightning_dpo.signatures import ArgumentError, check_arguments
+
+SECRET_KEY = re.compile(r"(api_?key|access_?key|secret|password|passwd|(^|[._])token)s?$", re.IGNORECASE)
+SPECIAL = ("_target_", "_partial_", "_recursive_", "_convert_", "_args_")
+
+
+def config_folder() -> str:
+    """conf/ of a clone, or inside an installed package; absolute, so that it is found from any working directory."""
+    package = Path(__file__).parent
+    installed = package / "conf"
+    return str(installed if installed.is_dir() else package.parent / "conf")
+
+
+def slug(text: Any) -> str:
+    """A name that is one safe path component.
+
+    >>> slug("../../etc/passwd"), slug("beta 0.1, loss=ipo")
+    ('etc-passwd', 'beta-0.1-loss-ipo')
+    """
+    return re.sub(r"[^\w.+=-]+", "-", re.sub(r"=", "-", str(text))).strip("-.")[:120] or "run"
+
+
+def register_resolvers() -> None:
+    """`${slug:name}` for file names and `${bundled:file}` for what the package ships."""
+    assets = Path(__file__).parent / "demo" / "assets"
+    OmegaConf.register_new_resolver("slug", slug, replace=True)
+    OmegaConf.register_new_resolver("bundled", lambda name: str(assets / name), replace=True)
+
+
+def refuse_secrets(overrides: list[str]) -> None:
+    """Secrets on the command line end in shell histories and run folders: refuse them before Hydra copies them."""
+    for override in overrides:
+        key = override.split("=", 1)[0].lstrip("+~")
+        if "=" in override and SECRET_KEY.search(key):
+            raise ConfigError(f"{key}=...: secrets come from the environment (WANDB_API_KEY, HF_TOKEN), not from a key")
+
+
+def check(cfg: DictConfig, choices: dict[str, str | None], overrides: list[str]) -> None:
+    """Raise ConfigError for the first node that what it names would not accept, or for keys that contradict each other.
+
+    Args:
+        choices: the chosen file of each group, for messages.
+        overrides: what was typed, for messages.
+    """
+    typed = {key.lstrip("+"): value for key, _, value in (o.partition("=") for o in overrides)}
+    missing = sorted(OmegaConf.missing_keys(cfg))
+    if missing:
+        raise ConfigError(f"{missing[0]} has no value; type {missing[0]}=...")
+    plain: dict[str, Any] = OmegaConf.to_container(cfg, resolve=True)  # type: ignore[assignment]
+    if "beta" in plain and plain["loss"].get("beta") != plain["beta"]:
+        raise ConfigError(f"loss.beta={plain['loss'].get('beta')} disagrees with beta={plain['beta']}; type beta=...")
+    for path, node in _targets(plain):
+        try:
+            target = locate(node["_target_"])
+            check_arguments(target, {k: v for k, v in node.items() if k not in SPECIAL}, given_later=True)
+        except ArgumentError as error:
+            key = f"{path}.{error.name}"
+            shown = f"{key}={typed[key]}" if key in typed else key
+            shown = f"beta={typed['beta']}" if key == "loss.beta" and "beta" in typed else shown
+            raise ConfigError(f"{shown}: {error.message}{_in_file(path, choices)}") from None
+        except (ImportError, AttributeError) as error:
+            raise ConfigError(f"{path}._target_={node['_target_']}: {error}{_in_file(path, choices)}") from None
+    _check_combinations(plain)
+    _check_built(cfg, choices)
+
+
+def _check_combinations(cfg: dict[str, Any]) -> None:
+    trainer = cfg["trainer"]
+    if trainer["devices"] not in (1, "1"):
+        raise ConfigError(
+            f"trainer.devices={trainer['devices']}: one device is supported so far; type trainer.devices=1"
+        )
+    if trainer["precision"] == "16-mixed" and cfg["optimizer"].get("fused"):
+        raise ConfigError(
+            "optimizer.fused=true with trainer.precision=16-mixed: a fused step unscales its gradients after they are "
+            "clipped and logged; type optimizer.fused=false, or trainer.precision=bf16-mixed"
+        )
+    if trainer["max_epochs"] == -1 and trainer["max_steps"] == -1:
+        raise ConfigError("trainer.max_epochs=-1 with trainer.max_steps=-1 never ends; set one of them")
+
+
+def _check_built(cfg: DictConfig, choices: dict[str, str | None]) -> None:
+    """Build what costs nothing, and let it refuse its own arguments before any weight loads."""
+    import torch
+    from hydra.utils import instantiate
+
+    from lightning_dpo.losses import PairLogps, ReferenceRequired
+
+    pair = dict.fromkeys(("chosen", "rejected", "chosen_tokens", "rejected_tokens"), torch.ones(1))
+    if cfg.reference:
+        pair |= dict.fromkeys(("ref_chosen", "ref_rejected"), torch.ones(1))
+    try:
+        instantiate(cfg.loss)(PairLogps(**pair))
+    except ReferenceRequired as error:
+        raise ConfigError(f"reference={choices.get('reference')} with loss={choices.get('loss')}: {error}") from None
+    try:
+        instantiate(cfg.optimizer)([torch.nn.Parameter(torch.zeros(1))])
+    except (ValueError, RuntimeError) as error:
+        raise ConfigError(f"optimizer: {error}{_in_file('optimizer', choices)}") from None
+
+
+def _targets(node: Any, path: str = "") -> Iterator[tuple[str, dict]]:
+    if isinstance(node, dict):
+        if "_target_" in node:
+            yield path, node
+        for name, child in node.items():
+            yield from _targets(child, f"{path}.{name}" if path else name)
+
+
+def _in_file(path: str, choices: dict[str, str | None]) -> str:
+    group = path.split(".")[0]
+    choice = choices.get(group)
+    return f" (conf/{group}/{choice}.yaml)" if isinstance(choice, str) and not choice.startswith("[") else ""
+
+
+def locate(dotted: str) -> Any:
+    """The object of a dotted path, `package.module.name`.
+
+    Errors: ImportError or AttributeError that names the part which does not exist.
+    """
+    module, _, name = dotted.rpartition(".")
+    if not module:
+        raise ImportError(f"{dotted!r} is not a dotted path such as package.module.function")
+    return getattr(importlib.import_module(module), name)
+
+
+def explain(error: BaseException, overrides: list[str]) -> str:
+    """A Hydra or OmegaConf error in one line: the key, the value, what is allowed."""
+    text = " ".join(line.strip() for line in str(error).splitlines() if line.strip() and "full_key" not in line)
+    for override in overrides:
+        key = override.partition("=")[0].lstrip("+~")
+        if f"'{key}'" in text and "Could not override" in text:
+            near = difflib.get_close_matches(key, known_keys(), n=3, cutoff=0.6)
+            hint = f"did you mean {' or '.join(near)}?" if near else _allowed_beside(key)
+            return f"{override}: no such key; {hint}"
+        if "Could not find" in text and key in text:
+            return f"{override}: {text}"
+    cause = error.__cause__
+    return text if cause is None or str(cause).splitlines()[:1] == text.splitlines()[:1] else f"{text} ({cause})"
+
+
+def known_keys() -> list[str]:
+    """Every key of the default run and every group, for suggestions."""
+    from hydra import compose, initialize_config_dir
+
+    register_resolvers()
+    with initialize_config_dir(config_folder(), version_base="1.3"):
+        cfg = compose("train")
+    return list(_dotted(OmegaConf.to_container(cfg, resolve=False)))
+
+
+def _dotted(node: Any, path: str = "") -> Iterator[str]:
+    if path:
+        yield path
+    if isinstance(node, dict):
+        for name, child in node.items():
+            if name not in SPECIAL:
+                yield from _dotted(child, f"{path}.{name}" if path else name)
+
+
+def _allowed_beside(key: str) -> str:
+    parent = key.rpartition(".")[0]
+    beside = [k for k in known_keys() if k.rpartition(".")[0] == parent]
+    return f"allowed: {', '.join(beside)}" if beside else "see --help"
+
+
+def is_user_error(error: BaseException) -> bool:
+    return isinstance(error, ConfigError | HydraException | OmegaConfBaseException)

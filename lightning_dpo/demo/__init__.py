@@ -1,0 +1,5 @@
+"""The bundled task: short film reviews from a grammar, an oracle reward, a tiny model and its preference pairs."""
+
+from pathlib import Path
+
+ASSETS = Path(__file__).parent / "assets"

@@ -1,0 +1,139 @@
+"""Builds the bundled model and pairs: `python -m lightning_dpo.demo.build [--out DIR]`.
+
+1. A Llama of 0.35 million parameters learns the grammar of `grammar.py` by plain supervised training.
+2. It answers each prompt twice at temperature 1. A share of the answers is corrupted by one token, so that the pairs
+   also teach what is ungrammatical; without these a preference loss forgets the grammar (the oracle pays -4 for that).
+3. The oracle labels each pair with the Bradley-Terry probability σ(scale x difference of rewards).
+
+The same machine and torch give the same bytes.
+"""
+
+import argparse
+import hashlib
+import json
+import math
+import random
+from pathlib import Path
+
+import torch
+from tokenizers import Tokenizer, models, pre_tokenizers
+from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+
+from lightning_dpo.demo import ASSETS, grammar
+from lightning_dpo.generation import generate
+
+SFT_STEPS, SFT_BATCH, SFT_LR = 1000, 64, 3e-3
+TRAIN_PAIRS, VAL_PAIRS = 8064, 1024
+CORRUPTED_SHARE = 0.35
+LABEL_SCALE = 1.0
+MAX_NEW_TOKENS = 32
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--out", type=Path, default=Path("outputs/demo"), help="folder to write (default: %(default)s)")
+    parser.add_argument("--seed", type=int, default=0)
+    out: Path = parser.parse_args().out
+    torch.set_num_threads(1)  # the number of threads changes the order of sums, hence the bytes
+    build(out, parser.parse_args().seed)
+    for path in sorted(p for p in out.rglob("*") if p.is_file()):
+        packaged = ASSETS / path.relative_to(out)
+        same = packaged.is_file() and packaged.read_bytes() == path.read_bytes()
+        digest = hashlib.sha256(path.read_bytes()).hexdigest()[:16]
+        verdict = "as packaged" if same else "differs from the package"
+        print(f"{path}  {path.stat().st_size:,} bytes  sha256 {digest}  {verdict}")
+
+
+def build(out: Path, seed: int, sft_steps: int = SFT_STEPS, pairs: tuple[int, int] = (TRAIN_PAIRS, VAL_PAIRS)) -> None:
+    """Write `model/`, `train.jsonl` and `val.jsonl` into `out`."""
+    tokenizer = make_tokenizer()
+    model = supervised(tokenizer, seed, sft_steps)
+    model.save_pretrained(out / "model")
+    tokenizer.save_pretrained(out / "model")
+    train_pairs, val_pairs = pairs
+    rows = make_pairs(model, tokenizer, train_pairs + val_pairs, random.Random(seed + 1))
+    for name, part in (("val", rows[:val_pairs]), ("train", rows[val_pairs:])):
+        text = "".join(json.dumps(row) + "\n" for row in part)
+        (out / f"{name}.jsonl").write_text(text, encoding="utf-8")
+
+
+def make_tokenizer() -> PreTrainedTokenizerFast:
+    """One token per word of the grammar; no BOS."""
+    words = ["<pad>", "<unk>", "</s>", *grammar.VOCABULARY]
+    tokenizer = Tokenizer(models.WordLevel({word: i for i, word in enumerate(words)}, unk_token="<unk>"))
+    tokenizer.pre_tokenizer = pre_tokenizers.WhitespaceSplit()  # type: ignore[assignment]
+    return PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer, pad_token="<pad>", unk_token="<unk>", eos_token="</s>",
+        clean_up_tokenization_spaces=False,
+    )  # fmt: skip
+
+
+def supervised(tokenizer: PreTrainedTokenizerFast, seed: int, steps: int) -> LlamaForCausalLM:
+    """Maximum likelihood on fresh reviews of the grammar."""
+    torch.manual_seed(seed)
+    rng = random.Random(seed)
+    # Untied: with tied embeddings a preference loss moves the grammar's fixed tokens and breaks them.
+    model = LlamaForCausalLM(
+        LlamaConfig(
+            vocab_size=len(tokenizer), hidden_size=96, num_hidden_layers=3, intermediate_size=256,
+            num_attention_heads=4, num_key_value_heads=4, max_position_embeddings=64, tie_word_embeddings=False,
+            pad_token_id=tokenizer.pad_token_id, bos_token_id=None, eos_token_id=tokenizer.eos_token_id,
+        )
+    )  # fmt: skip
+    optimizer = torch.optim.AdamW(model.parameters(), lr=SFT_LR, betas=(0.9, 0.95), weight_decay=0.01)
+    for step in range(steps):
+        warm_up = min(1.0, (step + 1) / 50)
+        for group in optimizer.param_groups:
+            group["lr"] = SFT_LR * warm_up * 0.5 * (1 + math.cos(math.pi * step / steps))
+        texts = [f"{grammar.prompt(rng)} {grammar.completion(rng)} </s>" for _ in range(SFT_BATCH)]
+        batch = tokenizer(texts, return_tensors="pt", padding=True, padding_side="right")
+        labels = batch["input_ids"].masked_fill(batch["attention_mask"] == 0, -100)
+        loss = model(input_ids=batch["input_ids"], attention_mask=batch["attention_mask"], labels=labels).loss
+        optimizer.zero_grad()
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        optimizer.step()
+        if step % 100 == 0 or step == steps - 1:
+            print(f"supervised step {step:4d}  loss {loss.item():.3f} nats per token", flush=True)
+    return model.eval()
+
+
+def make_pairs(model: LlamaForCausalLM, tokenizer, number: int, rng: random.Random) -> list[dict]:
+    """Rows `prompt, chosen, rejected`; a response starts with a space, so that prompt + response is the text."""
+    prompts = [grammar.prompt(rng) for _ in range(number)]
+    ids = [tokenizer(p)["input_ids"] for p in prompts for _ in range(2)]
+    samples = generate(
+        model, ids, max_new_tokens=MAX_NEW_TOKENS, stop_ids=[tokenizer.eos_token_id], seed=rng.randrange(2**31),
+        batch_size=1024,
+    )  # fmt: skip
+    texts = [tokenizer.decode(s, skip_special_tokens=True) for s in samples]
+    rows = []
+    for i, prompt in enumerate(prompts):
+        a, b = (corrupt(text, rng) if rng.random() < CORRUPTED_SHARE else text for text in texts[2 * i : 2 * i + 2])
+        while a == b:
+            b = corrupt(b, rng)
+        gap = LABEL_SCALE * (grammar.oracle_reward(a) - grammar.oracle_reward(b))
+        chosen, rejected = (a, b) if rng.random() < 1 / (1 + math.exp(-gap)) else (b, a)
+        rows.append({"prompt": prompt, "chosen": " " + chosen, "rejected": " " + rejected})
+    return rows
+
+
+def corrupt(text: str, rng: random.Random) -> str:
+    """Delete, duplicate, replace or swap one token."""
+    words = text.split()
+    i = rng.randrange(len(words))
+    match rng.randrange(4):
+        case 0 if len(words) > 1:
+            del words[i]
+        case 1:
+            words.insert(i, words[i])
+        case 2:
+            words[i] = rng.choice(grammar.VOCABULARY)
+        case _:
+            j = min(i + 1, len(words) - 1)
+            words[i], words[j] = words[j], words[i]
+    return " ".join(words)
+
+
+if __name__ == "__main__":
+    main()

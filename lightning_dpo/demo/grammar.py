@@ -1,0 +1,107 @@
+"""Short film reviews: a generator, a validity check and an oracle reward.
+
+    review of a french comedy :  clever plot , very dull music , moving ending . loved it
+    `------ prompt -----------'  `------------------- completion ----------------------'
+
+A completion has three or four items `[adverb] adjective subject`, joined by commas, then ` . verb it`. Every token
+that the grammar fixes ("it", the end) is decided by the one token before it: a token that both responses of a pair
+share gets almost no gradient from a preference loss, so a fixed token that hangs on a longer context drifts away.
+
+The setting is the controlled-sentiment experiment of the DPO paper (Rafailov et al. 2023, section 6.1), with a reward
+that is known exactly instead of a classifier.
+"""
+
+import random
+
+ORIGINS = "french british german korean spanish danish polish swedish".split()
+GENRES = "comedy drama thriller western musical documentary romance mystery".split()
+ADVERBS = "very truly quite rather deeply".split()
+SUBJECTS = "plot music acting cast ending dialogue camera editing pacing story scenery humor".split()
+ADJECTIVES = {
+    +1: "clever moving bright brilliant lovely charming fresh witty superb warm gripping honest elegant tender".split(),
+    -1: "dull weak boring clumsy awful flat stale messy cold poor lazy silly bland hollow".split(),
+    0: "long short quiet loud simple modern early plain".split(),
+}
+VERBS = {
+    +1: "loved enjoyed admired praised".split(),
+    -1: "hated disliked endured regretted".split(),
+    0: "saw watched finished".split(),
+}
+
+POLARITY = {word: sign for words in (ADJECTIVES, VERBS) for sign, group in words.items() for word in group}
+VOCABULARY = [
+    *"review of a : , . it".split(), *ORIGINS, *GENRES, *ADVERBS, *SUBJECTS, *POLARITY,
+]  # fmt: skip
+
+DESCRIPTIONS = {word for group in ADJECTIVES.values() for word in group}
+VERDICTS = {word for group in VERBS.values() for word in group}
+
+NEUTRAL_SHARE = 0.2
+ADVERB_SHARE = 0.3
+MOODS = (0.1, 0.5, 0.9)
+"""Probability that a non-neutral word of a review is positive; one is drawn per review."""
+
+INVALID_REWARD = -4.0
+
+
+def prompt(rng: random.Random) -> str:
+    return f"review of a {rng.choice(ORIGINS)} {rng.choice(GENRES)} :"
+
+
+def completion(rng: random.Random) -> str:
+    """One grammatical completion, words separated by single spaces, without a leading space."""
+    mood = rng.choice(MOODS)
+
+    def pick(words: dict[int, list[str]]) -> str:
+        if rng.random() < NEUTRAL_SHARE:
+            return rng.choice(words[0])
+        return rng.choice(words[+1 if rng.random() < mood else -1])
+
+    def item() -> str:
+        adverb = rng.choice(ADVERBS) + " " if rng.random() < ADVERB_SHARE else ""
+        return f"{adverb}{pick(ADJECTIVES)} {rng.choice(SUBJECTS)}"
+
+    items = " , ".join(item() for _ in range(rng.choice((3, 4))))
+    return f"{items} . {pick(VERBS)} it"
+
+
+def is_valid(text: str) -> bool:
+    """Whether a completion belongs to the grammar.
+
+    >>> is_valid("clever plot , very dull music , moving ending . loved it")
+    True
+    >>> is_valid("clever plot , dull music . loved it")  # two items
+    False
+    """
+    body, separator, verdict = " ".join(text.split()).partition(" . ")
+    verb, *rest = verdict.split(" ")
+    items = [item.split(" ") for item in body.split(" , ")]
+    return (
+        bool(separator)
+        and verb in VERDICTS
+        and rest == ["it"]
+        and len(items) in (3, 4)
+        and all(_is_item(words) for words in items)
+    )
+
+
+def _is_item(words: list[str]) -> bool:
+    if words[0] in ADVERBS:
+        words = words[1:]
+    return len(words) == 2 and words[0] in DESCRIPTIONS and words[1] in SUBJECTS
+
+
+def oracle_reward(text: str) -> float:
+    """Positive minus negative words of a completion, in [-5, 5]; an ungrammatical one is worth -4.
+
+    >>> oracle_reward("clever plot , very dull music , moving ending . loved it")
+    2.0
+    >>> oracle_reward("loved it")
+    -4.0
+    """
+    return float(sum(POLARITY.get(word, 0) for word in text.split())) if is_valid(text) else INVALID_REWARD
+
+
+def score(texts: list[str]) -> dict[str, list[float]]:
+    """The scorer of `data=reviews`: oracle reward and validity (0 or 1) of each completion."""
+    return {"reward": [oracle_reward(t) for t in texts], "valid": [float(is_valid(t)) for t in texts]}

@@ -1,0 +1,57 @@
+"""Every plotted name and its formula, and their exact means over pairs."""
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+from lightning_dpo.losses.types import PairLogps, PairLoss
+
+
+@torch.no_grad()
+def pair_metrics(logps: PairLogps, result: PairLoss) -> dict[str, Tensor]:
+    """Each metric per pair, shape [pair]; a run logs their means under `train/` and `val/`.
+
+    Rewards and losses are in the loss's own unit, logps in nats, lengths in tokens; accuracies and displacement are 0
+    or 1. A tie counts as wrong, as in other trainers: where the policy equals the reference the accuracy is 0, not 1/2.
+    """
+    metrics = {
+        "loss": result.loss,
+        "loss_margin": result.margin,
+        "rewards/chosen": result.chosen_reward,
+        "rewards/rejected": result.rejected_reward,
+        "rewards/margins": result.chosen_reward - result.rejected_reward,
+        "rewards/accuracies": result.chosen_reward > result.rejected_reward,
+        "logps/chosen": logps.chosen,
+        "logps/rejected": logps.rejected,
+        "lengths/chosen": logps.chosen_tokens,
+        "lengths/rejected": logps.rejected_tokens,
+    }
+    if logps.ref_chosen is not None:
+        metrics["displacement/chosen_below_reference"] = logps.chosen < logps.ref_chosen
+    return {name: value.detach() for name, value in metrics.items()}
+
+
+class PairMeans:
+    """Running sums over pairs: a mean is exact whatever the micro-batches, the ranks or the size of the last batch."""
+
+    def __init__(self):
+        self.sums: Tensor | None = None
+        self.names: tuple[str, ...] = ()
+
+    def update(self, metrics: dict[str, Tensor]) -> None:
+        self.names = tuple(metrics)
+        ones = torch.ones_like(metrics["loss"])
+        # float64: 10^6 pairs of length 10^3 leave float32's integers
+        sums = torch.stack([value.double().sum() for value in (ones, *metrics.values())])
+        self.sums = sums if self.sums is None else self.sums + sums
+
+    def compute(self, all_reduce: Callable[[Tensor], Tensor]) -> tuple[dict[str, Tensor], Tensor]:
+        """Means by name and the number of pairs, over all ranks; then empty again.
+
+        `all_reduce` sums a tensor over the ranks.
+        """
+        assert self.sums is not None, "no pair was added"
+        pairs, *sums = all_reduce(self.sums).unbind()
+        self.sums = None
+        return {name: total / pairs for name, total in zip(self.names, sums, strict=True)}, pairs

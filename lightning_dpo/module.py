@@ -1,0 +1,172 @@
+"""DPOModule: the training step, the optimizer and what is logged. It never learns which loss it holds."""
+
+from collections.abc import Callable, Mapping
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import lightning as L
+import torch
+from torch import Tensor
+from torch.optim import AdamW, Optimizer
+from transformers import PreTrainedModel
+
+from lightning_dpo import losses
+from lightning_dpo.batch import PairBatch, TokenLogps
+from lightning_dpo.checks import check_first_batch
+from lightning_dpo.losses import PairLogps, PairLoss
+from lightning_dpo.metrics import PairMeans, pair_metrics
+from lightning_dpo.models import from_plain_config, load_model, plain_config
+from lightning_dpo.optim import schedule
+from lightning_dpo.reference import Reference
+from lightning_dpo.scoring import Scorer
+from lightning_dpo.signatures import check_arguments
+
+Loss = Callable[[PairLogps], PairLoss]
+ADAMW = partial(AdamW, lr=1e-6, weight_decay=0.0)
+
+
+class DPOModule(L.LightningModule):
+    """A policy, a pairwise preference loss and a reference, for any `lightning.Trainer`.
+
+    Args:
+        model: the policy, or its folder or hub id (loaded in float32). Dropout stays off in training and scoring.
+        loss: `partial(losses.dpo, beta=0.1)` or any function PairLogps -> PairLoss.
+        reference: CopyReference() or CachedReference(); None for a loss that needs none.
+        optimizer: parameters -> optimizer.
+        scheduler: (optimizer, total optimizer steps) -> schedule, stepped after each optimizer step.
+        trust_remote_code: for a model given as a path.
+
+    Batches are PairBatch objects, as PreferenceDataModule makes them. An optimizer step is the mean over all its pairs,
+    whatever the micro-batches, the ranks or the size of the last window.
+
+    A checkpoint holds the policy and plain settings: `DPOModule.load_from_checkpoint(path)` restores the policy and the
+    loss, without a reference (a loss of one's own package is given again: `load_from_checkpoint(path, loss=...)`).
+    """
+
+    def __init__(
+        self,
+        model: PreTrainedModel | str | Path | Mapping[str, Any],
+        loss: Loss | Mapping[str, Any],
+        reference: Reference | None = None,
+        optimizer: Callable[..., Optimizer] = ADAMW,
+        scheduler: Callable[..., Any] = schedule,
+        trust_remote_code: bool = False,
+    ):
+        super().__init__()
+        self.policy = _policy(model, trust_remote_code)
+        self.loss = _loss(loss)
+        self.optimizer, self.scheduler = optimizer, scheduler
+        self.reference = reference
+        if reference is not None:
+            dtype = str(self.policy.dtype).removeprefix("torch.")
+            load = partial(load_model, dtype=dtype, trust_remote_code=trust_remote_code)  # type: ignore[arg-type]
+            reference.bind(self.policy, load)
+        plain = {"model": plain_config(self.policy), "loss": _plain_loss(self.loss)}
+        self.save_hyperparameters({k: v for k, v in plain.items() if v is not None}, logger=False)
+        self.scorer = Scorer(self.policy)
+        self._means = {"train": PairMeans(), "val": PairMeans()}
+        self.train()
+
+    def train(self, mode: bool = True) -> "DPOModule":
+        """Dropout is off in training too: policy and reference must differ by their weights alone."""
+        super().train(mode)
+        self.policy.eval()
+        if self.reference is not None:
+            self.reference.eval()
+        return self
+
+    def setup(self, stage: str) -> None:
+        if self.reference is not None:
+            self.reference.prepare(self.policy, self.trainer)
+
+    def training_step(self, batch: PairBatch, batch_idx: int) -> Tensor:
+        if self.trainer.global_step == 0 and batch_idx == 0:
+            check_first_batch(self.scorer, self.reference, batch)
+        # The sum: on_before_optimizer_step divides by the pairs of the whole step.
+        return self._losses(batch, "train").sum()
+
+    def validation_step(self, batch: PairBatch, batch_idx: int) -> None:
+        self._losses(batch, "val")
+
+    def _losses(self, batch: PairBatch, stage: str) -> Tensor:
+        reference = None if self.reference is None else self.reference(batch)
+        logps = pair_logps(self.scorer(batch), reference)
+        result = self.loss(logps)
+        self._means[stage].update(pair_metrics(logps, result))
+        return result.loss
+
+    def on_before_optimizer_step(self, optimizer: Optimizer) -> None:
+        means, pairs = self._means["train"].compute(self._all_reduce)
+        gradients = [p.grad for group in optimizer.param_groups for p in group["params"] if p.grad is not None]
+        # Lightning divided the sum by the micro-batches of a full window, and data parallelism by the ranks.
+        undone = self.trainer.accumulate_grad_batches * self.trainer.world_size
+        torch._foreach_mul_(gradients, float(undone / pairs))
+        norm = torch.nn.utils.get_total_norm(gradients)
+        self._log("train", {**means, "grad_norm": norm, "lr": optimizer.param_groups[0]["lr"]}, done=1)
+
+    def on_validation_epoch_end(self) -> None:
+        means, _ = self._means["val"].compute(self._all_reduce)
+        self._log("val", means, done=0)
+
+    def _log(self, stage: str, values: Mapping[str, Any], done: int) -> None:
+        """One row. `step` is the number of optimizer steps done; this step itself counts already (`done`)."""
+        self.log_dict({f"{stage}/{name}": value for name, value in values.items()})
+        # Lightning takes a metric of this name as the row's step; its own counts training rows from 0.
+        self.log("step", float(self.trainer.global_step + done))
+
+    def _all_reduce(self, value: Tensor) -> Tensor:
+        return self.trainer.strategy.reduce(value, reduce_op="sum")  # type: ignore[return-value]
+
+    def configure_optimizers(self) -> Any:
+        optimizer = self.optimizer([p for p in self.policy.parameters() if p.requires_grad])
+        total = self.trainer.estimated_stepping_batches
+        if total == float("inf"):
+            raise ValueError("the run has no end: set trainer.max_epochs or trainer.max_steps")
+        schedule = {"scheduler": self.scheduler(optimizer, int(total)), "interval": "step"}
+        return {"optimizer": optimizer, "lr_scheduler": schedule}
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        for key in [k for k in checkpoint["state_dict"] if k.startswith("reference.")]:
+            del checkpoint["state_dict"][key]
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        own = self.state_dict().items()
+        checkpoint["state_dict"].update({k: v for k, v in own if k.startswith("reference.")})
+
+
+def pair_logps(policy: TokenLogps, reference: TokenLogps | None) -> PairLogps:
+    """Sums of the responses' tokens."""
+    device = policy.chosen.values.device
+    return PairLogps(
+        chosen=policy.chosen.sum(),
+        rejected=policy.rejected.sum(),
+        chosen_tokens=policy.chosen.lengths.to(device),
+        rejected_tokens=policy.rejected.lengths.to(device),
+        ref_chosen=reference and reference.chosen.sum(),
+        ref_rejected=reference and reference.rejected.sum(),
+    )
+
+
+def _policy(model: PreTrainedModel | str | Path | Mapping[str, Any], trust_remote_code: bool) -> PreTrainedModel:
+    if isinstance(model, Mapping):
+        return from_plain_config(dict(model))
+    if isinstance(model, str | Path):
+        return load_model(str(model), trust_remote_code=trust_remote_code)
+    return model.eval()
+
+
+def _loss(loss: Loss | Mapping[str, Any]) -> Loss:
+    """A loss by its plain form {"name": "dpo", "beta": 0.1}, as checkpoints keep it, or the function itself."""
+    if isinstance(loss, Mapping):
+        parameters = dict(loss)
+        loss = partial(getattr(losses, parameters.pop("name")), **parameters)
+    if isinstance(loss, partial):
+        check_arguments(loss.func, loss.keywords, given_later=True)
+    return loss
+
+
+def _plain_loss(loss: Loss) -> dict[str, Any] | None:
+    function, parameters = (loss.func, loss.keywords) if isinstance(loss, partial) else (loss, {})
+    name = getattr(function, "__name__", "")
+    return {"name": name, **parameters} if getattr(losses, name, None) is function else None

@@ -1,0 +1,188 @@
+"""Where reference log-probabilities come from: a store of numbers (cached), a frozen copy, or nowhere (None).
+
+A reference is called with a batch and returns its TokenLogps. `bind` tells it the policy that it belongs to, `prepare`
+runs before training, and `live` lends a scorer for sequences that no data set holds (sampled completions).
+"""
+
+import copy
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from functools import partial
+from pathlib import Path
+
+import torch
+from lightning.pytorch import Trainer
+from rich.progress import track
+from torch import nn
+from transformers import PreTrainedModel
+
+from lightning_dpo.batch import PairBatch, Ragged, TokenLogps
+from lightning_dpo.scoring import Scorer
+from lightning_dpo.store import ReferenceStore, content_key, weights_sha256
+
+CACHE_DIR = "~/.cache/lightning_dpo/reference"
+FORWARD_TOKENS = 16384
+"""Padded tokens of one forward pass that fills the cache."""
+
+
+class Reference(nn.Module):
+    """A frozen model that the policy is compared with.
+
+    Args:
+        path: folder or hub id of the reference; None takes the policy as it is before training.
+    """
+
+    def __init__(self, path: str | None = None):
+        super().__init__()
+        self.path = path
+
+    @property
+    def is_start(self) -> bool:
+        """Whether the reference is the policy before training."""
+        return self.path is None
+
+    @property
+    def forwards(self) -> int:
+        """Forward passes over the pairs of the data set so far."""
+        raise NotImplementedError
+
+    def bind(self, policy: PreTrainedModel, load: Callable[[str], PreTrainedModel]) -> None:
+        """Called once, by the module that owns both; `load` builds a model from a path as the policy was built."""
+        raise NotImplementedError
+
+    def prepare(self, policy: PreTrainedModel, trainer: Trainer) -> None:
+        """Called on every rank before training, before the policy has changed."""
+
+    def forward(self, batch: PairBatch) -> TokenLogps:
+        raise NotImplementedError
+
+    def live(self, trainer: Trainer):
+        """Context manager: a Scorer of the reference, on the trainer's device."""
+        raise NotImplementedError
+
+
+class CopyReference(Reference):
+    """A frozen second model beside the policy: moved and cast with it, left out of checkpoints and of the optimizer."""
+
+    model: PreTrainedModel
+
+    def bind(self, policy, load):
+        self.model = copy.deepcopy(policy) if self.path is None else load(self.path)
+        self.model.requires_grad_(False).eval()
+        self._scorer = Scorer(self.model)
+
+    @property
+    def forwards(self) -> int:
+        return self._scorer.forwards
+
+    @torch.no_grad()
+    def forward(self, batch: PairBatch) -> TokenLogps:
+        return self._scorer(batch)
+
+    @contextmanager
+    def live(self, trainer: Trainer) -> Iterator[Scorer]:
+        yield Scorer(self.model)
+
+
+class CachedReference(Reference):
+    """Log-probabilities of every pair, computed once, kept on disk and joined to the rows before the sampler sees them.
+
+    An entry is found by what changes its numbers: weights, token ids, dtype and precision. Beta, the loss, the learning
+    rate, the seed and the output folder do not. Needs a PreferenceDataModule (`trainer.fit(module, datamodule=...)`).
+
+    Args:
+        path: folder or hub id of the reference; None takes the policy as it is before training.
+        cache_dir: folder of the store.
+    """
+
+    def __init__(self, path: str | None = None, cache_dir: str | Path = CACHE_DIR):
+        super().__init__(path)
+        self.store = ReferenceStore(Path(cache_dir).expanduser())
+        self._forwards = 0
+        self._weights: str | None = None
+
+    @property
+    def forwards(self) -> int:
+        return self._forwards
+
+    def bind(self, policy, load):
+        source = self.path or policy.name_or_path
+        self._load = partial(load, source) if source else None
+
+    def prepare(self, policy: PreTrainedModel, trainer: Trainer) -> None:
+        datasets: dict[str, PairBatch] = getattr(trainer, "datamodule", None) and trainer.datamodule.pairs()  # type: ignore[attr-defined]
+        if not datasets:
+            raise ValueError(
+                "reference=cached joins its numbers to the rows of a PreferenceDataModule, and this trainer has none; "
+                "call trainer.fit(module, datamodule=...) or use CopyReference()"
+            )
+        missing = {name: pairs for name, pairs in datasets.items() if pairs.reference is None}
+        if not missing:
+            return
+        if self.is_start and trainer.global_step > 0:
+            raise ValueError(
+                "the reference is the policy before training, which has been trained since; "
+                "name the reference's folder: CachedReference(path=...)"
+            )
+        model = policy if self.is_start else self._loaded()
+        model = trainer.precision_plugin.convert_module(model).to(trainer.strategy.root_device)
+        with trainer.precision_plugin.forward_context():
+            for name, pairs in missing.items():
+                key = content_key(model, pairs, str(trainer.precision))
+                self._weights = key["weights"]
+                pairs.reference = self.store.get(key, pairs, lambda n=name, p=pairs: self._compute(model, n, p))
+
+    def forward(self, batch: PairBatch) -> TokenLogps:
+        if batch.reference is None:
+            raise ValueError("this batch carries no cached reference values: it is not of the trainer's datamodule")
+        return batch.reference
+
+    @contextmanager
+    def live(self, trainer: Trainer) -> Iterator[Scorer]:
+        """Loads the reference for as long as the context lasts: its numbers are kept, its weights are not."""
+        model = trainer.precision_plugin.convert_module(self._loaded())
+        if self._weights is None or weights_sha256(model) != self._weights:
+            raise ValueError(
+                f"{model.name_or_path} does not hold the weights that the cached reference values were computed with; "
+                "name the reference's folder: CachedReference(path=...)"
+            )
+        yield Scorer(model.to(trainer.strategy.root_device))
+
+    def _loaded(self) -> PreTrainedModel:
+        if self._load is None:
+            raise ValueError(
+                "the policy was given as a model object, so its start cannot be loaded again; "
+                "name the reference's folder: CachedReference(path=...)"
+            )
+        return self._load().requires_grad_(False).eval()
+
+    @torch.no_grad()
+    def _compute(self, model: PreTrainedModel, name: str, pairs: PairBatch) -> TokenLogps:
+        scorer = Scorer(model)
+        chosen: dict[int, torch.Tensor] = {}
+        rejected: dict[int, torch.Tensor] = {}
+        was_training = model.training
+        model.eval()
+        for rows in track(list(_by_length(pairs)), description=f"reference log-probabilities ({name})"):
+            scored = scorer(pairs.select(rows).to(model.device))
+            chosen.update(zip(rows, scored.chosen.to("cpu").rows(), strict=True))
+            rejected.update(zip(rows, scored.rejected.to("cpu").rows(), strict=True))
+        model.train(was_training)
+        self._forwards += scorer.forwards
+        order = range(len(pairs))
+        return TokenLogps(
+            *(Ragged.from_rows([side[i] for i in order], dtype=torch.float32) for side in (chosen, rejected))
+        )
+
+
+def _by_length(pairs: PairBatch) -> Iterator[list[int]]:
+    """Row numbers in batches of like length, longest first: too large a batch fails at once."""
+    longest = (pairs.prompt.lengths + torch.maximum(pairs.chosen.lengths, pairs.rejected.lengths)).tolist()
+    batch: list[int] = []
+    for i in sorted(range(len(pairs)), key=lambda i: -longest[i]):
+        if batch and 2 * (len(batch) + 1) * longest[batch[0]] > FORWARD_TOKENS:
+            yield batch
+            batch = []
+        batch.append(i)
+    if batch:
+        yield batch

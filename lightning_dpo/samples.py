@@ -1,0 +1,175 @@
+"""Completions during validation: their KL to the reference, a scorer's view of them, and the texts themselves."""
+
+import json
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Annotated, Any, NamedTuple
+
+import lightning as L
+import torch
+from lightning.pytorch.utilities import rank_zero_only
+
+from lightning_dpo.batch import PairBatch, Ragged
+from lightning_dpo.generation import generate
+from lightning_dpo.module import DPOModule
+from lightning_dpo.scoring import Scorer
+
+SCORE_ROWS = 64
+"""Completions per forward pass when they are scored."""
+
+
+class Completion(NamedTuple):
+    """One sampled completion; log-probabilities are sums over its tokens, in nats."""
+
+    prompt: str
+    text: str
+    tokens: int
+    logp: float
+    ref_logp: float | None
+    scores: dict[str, float]
+
+
+class SampleCallback(L.Callback):
+    """Draws completions at temperature 1 for the first distinct prompts of the validation set.
+
+    Logs `val/kl`, the mean of log π(y) - log π_ref(y) over the completions y (an unbiased estimate of the KL divergence
+    in nats per sequence) and its standard error `val/kl_se`; `val/samples/length` in tokens; and `val/samples/<name>`
+    for each score. Texts go to `samples.jsonl` and, with W&B, to a table.
+
+    Args:
+        n: completions, one per prompt; 0 draws none.
+        every: draw at every this many validations.
+        max_new_tokens: a completion that has not ended by then is cut.
+        scorer: texts of the completions -> one number each (logged as `reward`), or a dict of such lists by name.
+        seed: of the draws; the same at each validation, so that completions compare.
+        output_dir: folder of `samples.jsonl`; None writes no file.
+    """
+
+    def __init__(
+        self,
+        n: Annotated[int, "[0, inf)"] = 64,
+        every: Annotated[int, "[1, inf)"] = 1,
+        max_new_tokens: Annotated[int, "[1, inf)"] = 128,
+        scorer: Callable[[list[str]], Any] | None = None,
+        seed: int = 0,
+        output_dir: Path | str | None = None,
+    ):
+        self.n, self.every, self.max_new_tokens, self.scorer, self.seed = (
+            n,
+            every,
+            max_new_tokens,
+            scorer,
+            seed,
+        )
+        self.output_dir = None if output_dir is None else Path(output_dir)
+        self.validations = 0
+        self.first: list[Completion] = []
+        self.last: list[Completion] = []
+
+    @rank_zero_only
+    def on_validation_epoch_end(self, trainer: L.Trainer, pl_module: DPOModule) -> None:  # type: ignore[override]
+        self.validations += 1
+        if self.n == 0 or (self.validations - 1) % self.every:
+            return
+        self.last = self.draw(trainer, pl_module)
+        self.first = self.first or self.last
+        pl_module.log_dict({f"val/{name}": value for name, value in summarise(self.last).items()}, rank_zero_only=True)
+        self._write(trainer)
+
+    def draw(self, trainer: L.Trainer, module: DPOModule) -> list[Completion]:
+        """Completions of the policy as it is now."""
+        datamodule: Any = trainer.datamodule  # type: ignore[attr-defined]
+        prompts = distinct_prompts(datamodule.val_pairs, self.n)
+        with torch.no_grad(), trainer.precision_plugin.forward_context():
+            responses = generate(
+                module.policy,
+                prompts,
+                max_new_tokens=self.max_new_tokens,
+                stop_ids=datamodule.stop_ids,
+                seed=self.seed,
+            )
+            logps = _sums(Scorer(module.policy), prompts, responses)
+            ref_logps: Sequence[float | None] = [None] * len(prompts)
+            if module.reference is not None:
+                with module.reference.live(trainer) as scorer:
+                    ref_logps = _sums(scorer, prompts, responses)
+        decode = datamodule.tokenizer.decode
+        texts = [decode(ids, skip_special_tokens=True) for ids in responses]
+        scores = named_scores(self.scorer, texts)
+        return [
+            Completion(
+                prompt=decode(prompt),
+                text=text,
+                tokens=len(ids),
+                logp=logp,
+                ref_logp=ref_logp,
+                scores={name: values[i] for name, values in scores.items()},
+            )
+            for i, (prompt, text, ids, logp, ref_logp) in enumerate(
+                zip(prompts, texts, responses, logps, ref_logps, strict=True)
+            )
+        ]
+
+    def _write(self, trainer: L.Trainer) -> None:
+        rows = [{"step": trainer.global_step, **{k: v for k, v in c._asdict().items() if k != "scores"}, **c.scores}
+                for c in self.last]  # fmt: skip
+        if self.output_dir is not None:
+            with open(self.output_dir / "samples.jsonl", "a", encoding="utf-8") as file:
+                file.writelines(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
+        for logger in trainer.loggers:
+            if hasattr(logger, "log_table"):
+                columns = list(rows[0])
+                data = [[row[c] for c in columns] for row in rows]
+                logger.log_table("val/samples", columns=columns, data=data, step=trainer.global_step)  # type: ignore[attr-defined]
+
+
+def distinct_prompts(pairs: PairBatch, n: int) -> list[list[int]]:
+    """The first n distinct prompts, as token ids."""
+    distinct: dict[tuple[int, ...], None] = {}
+    for i in range(len(pairs)):
+        if len(distinct) == n:
+            break
+        distinct[tuple(pairs.prompt.row(i).tolist())] = None
+    return [list(p) for p in distinct]
+
+
+def named_scores(scorer: Callable[[list[str]], Any] | None, texts: list[str]) -> dict[str, list[float]]:
+    """A scorer's numbers by name; a plain list is the reward.
+
+    Errors: ValueError for a scorer that does not return one number per text.
+    """
+    if scorer is None:
+        return {}
+    result = scorer(texts)
+    named = result if isinstance(result, dict) else {"reward": result}
+    for name, values in named.items():
+        if len(values) != len(texts):
+            raise ValueError(f"samples.scorer returned {len(values)} values of {name!r} for {len(texts)} texts")
+    return {name: [float(v) for v in values] for name, values in named.items()}
+
+
+def summarise(completions: list[Completion]) -> dict[str, float]:
+    """Means over completions: `kl` and `kl_se` (nats per sequence), `samples/length`, `samples/<score>`."""
+    summary = {"samples/length": _mean([c.tokens for c in completions])}
+    ratios = torch.tensor([c.logp - c.ref_logp for c in completions if c.ref_logp is not None], dtype=torch.float64)
+    if len(ratios):
+        summary["kl"] = ratios.mean().item()
+        summary["kl_se"] = (ratios.std(correction=1) / len(ratios) ** 0.5).item() if len(ratios) > 1 else 0.0
+    for name in completions[0].scores:
+        summary[f"samples/{name}"] = _mean([c.scores[name] for c in completions])
+    return summary
+
+
+def _mean(values: Sequence[float]) -> float:
+    return sum(values) / len(values)
+
+
+def _sums(scorer: Scorer, prompts: list[list[int]], responses: list[list[int]]) -> list[float]:
+    """log p(response | prompt), in the order of the prompts."""
+    device, sums = scorer.model.device, []
+    for start in range(0, len(prompts), SCORE_ROWS):
+        rows = slice(start, start + SCORE_ROWS)
+        prompt, response = (Ragged.from_rows(side[rows]) for side in (prompts, responses))
+        logps = scorer.responses(prompt.to(device), response.to(device))
+        sums += Ragged(logps, response.lengths).sum().tolist()
+    return sums

@@ -1,0 +1,117 @@
+"""Where logged numbers go: metrics.csv, W&B, and the counters of the summary."""
+
+import csv
+import logging
+import os
+import time
+from pathlib import Path
+from typing import Any
+
+import lightning as L
+import wandb
+from hydra.utils import instantiate
+from lightning.pytorch.loggers import Logger, WandbLogger
+from lightning.pytorch.utilities import rank_zero_only
+from omegaconf import DictConfig, OmegaConf
+
+from lightning_dpo.batch import PairBatch
+
+log = logging.getLogger(__name__)
+
+CONNECT_SECONDS = 10
+
+
+class MetricsCSV(Logger):
+    """metrics.csv: one row per optimizer step (`train/...`) and one per validation (`val/...`).
+
+    `step` is the number of optimizer steps done. A cell is empty where a row has no such value. Lightning's own CSV
+    logger deletes its file when a run goes on in the same folder, and keeps every row in memory.
+    """
+
+    def __init__(self, folder: Path):
+        super().__init__()
+        self.path = folder / "metrics.csv"
+        self.columns: list[str] = ["step"]
+        self.first: dict[str, float] = {}
+        self.last: dict[str, float] = {}
+
+    @property
+    def name(self) -> str:
+        return "csv"
+
+    @property
+    def version(self) -> str:
+        return ""
+
+    @rank_zero_only
+    def log_metrics(self, metrics: dict[str, float], step: int | None = None) -> None:
+        self.first = {**metrics, **self.first}
+        self.last.update(metrics)
+        if new := [name for name in metrics if name not in self.columns]:
+            self._widen(new)
+        with open(self.path, "a", newline="", encoding="utf-8") as file:
+            csv.DictWriter(file, self.columns).writerow({"step": step, **metrics})
+
+    def log_hyperparams(self, params: Any, *args: Any, **kwargs: Any) -> None:
+        """config.yaml has them."""
+
+    def _widen(self, new: list[str]) -> None:
+        rows = []
+        if self.path.exists():
+            with open(self.path, newline="", encoding="utf-8") as file:
+                rows = list(csv.DictReader(file))
+        self.columns += new
+        wider = self.path.with_suffix(".tmp")
+        with open(wider, "w", newline="", encoding="utf-8") as file:
+            writer = csv.DictWriter(file, self.columns)
+            writer.writeheader()
+            writer.writerows(rows)
+        wider.replace(self.path)
+
+
+class Clock(L.Callback):
+    """Counts pairs and tokens while training; a prompt counts once per pair, and padding not at all."""
+
+    def __init__(self):
+        self.pairs = self.tokens = 0
+        self.seconds = 0.0
+
+    def on_train_batch_start(self, trainer, pl_module, batch: PairBatch, batch_idx: int) -> None:
+        self._begin = time.monotonic()
+
+    def on_train_batch_end(self, trainer, pl_module, outputs, batch: PairBatch, batch_idx: int) -> None:
+        self.seconds += time.monotonic() - self._begin
+        self.pairs += len(batch)
+        self.tokens += sum(len(side.values) for side in (batch.prompt, batch.chosen, batch.rejected))
+
+
+def loggers(cfg: DictConfig) -> list[Logger]:
+    """The loggers of the configuration, W&B connected or, where that fails, offline."""
+    built: list[Logger] = [instantiate(node) for node in (cfg.logger or {}).values()]
+    for i, logger in enumerate(built):
+        if isinstance(logger, WandbLogger):
+            built[i] = _connected(logger, cfg)
+            built[i].log_hyperparams(OmegaConf.to_container(cfg, resolve=True))  # type: ignore[arg-type]
+    return built
+
+
+def _connected(logger: WandbLogger, cfg: DictConfig) -> Logger:
+    """An online logger without a key or a network would end the run, the latter after 91 seconds."""
+    os.environ["WANDB_SILENT"] = "true"
+    settings = wandb.Settings(init_timeout=CONNECT_SECONDS, login_timeout=CONNECT_SECONDS)
+    logger._wandb_init["settings"] = settings
+    try:
+        logger.experiment  # noqa: B018  connects
+    except (wandb.errors.CommError, wandb.errors.UsageError, wandb.errors.AuthenticationError) as error:
+        reason = str(error).splitlines()[0]
+        print(f"W&B cannot go online ({reason}); logging offline, `wandb sync` uploads later", flush=True)
+        log.warning("W&B offline: %s", reason)
+        wandb.teardown()
+        logger = instantiate(cfg.logger.wandb, mode="offline")
+    return logger
+
+
+def close() -> None:
+    """End the W&B run: a later logger of the same process would go on in it."""
+    if wandb.run is not None:
+        wandb.finish()

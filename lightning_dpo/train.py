@@ -1,0 +1,117 @@
+"""Train a policy on preference pairs: `python -m lightning_dpo.train loss=ipo beta=0.1`.
+
+compose (Hydra) -> check -> build -> fit -> export. Heavy imports are inside functions, so that --help answers at once.
+Exit codes: 0 done, 1 failed, 2 a wrong key, value or row.
+"""
+
+import logging
+import os
+import sys
+import time
+import traceback
+
+import hydra
+from hydra.core.hydra_config import HydraConfig
+from hydra.types import RunMode
+from omegaconf import DictConfig, open_dict
+
+from lightning_dpo import config
+from lightning_dpo.errors import ConfigError, DataError
+
+log = logging.getLogger(__name__)
+
+config.register_resolvers()
+
+
+def main() -> None:
+    """The command."""
+    # Hydra would print its own errors and exit with 1; so they arrive here, in a sweep as well.
+    os.environ.setdefault("HYDRA_FULL_ERROR", "1")
+    overrides = [argument for argument in sys.argv[1:] if not argument.startswith("-")]
+    try:
+        config.refuse_secrets(overrides)
+        job()
+    except Exception as error:
+        if config.is_user_error(error) or isinstance(error, DataError):
+            print(f"error: {config.explain(error, overrides)}", file=sys.stderr)
+            sys.exit(2)
+        traceback.print_exc()
+        sys.exit(1)
+
+
+@hydra.main(config_path=config.config_folder(), config_name="train", version_base="1.3")
+def job(cfg: DictConfig) -> float | None:
+    """One run. Returns its objective, so that a sweeper can search over it."""
+    state = HydraConfig.get()
+    overrides = list(state.overrides.task)
+    if state.mode == RunMode.MULTIRUN:
+        if any(o.startswith("output_dir=") for o in overrides):
+            raise ConfigError("output_dir=... in a sweep would put every job into one folder; type hydra.sweep.dir=...")
+        with open_dict(cfg):
+            cfg.output_dir = state.runtime.output_dir
+    try:
+        return train(cfg, dict(state.runtime.choices), overrides)
+    except Exception:
+        log.info("the run failed", exc_info=True)  # for train.log; the terminal gets it from main()
+        raise
+
+
+def train(cfg: DictConfig, choices: dict[str, str | None], overrides: list[str]) -> float | None:
+    """Build the parts, data first so that a bad row is named before any weight loads, then fit and export."""
+    begin = time.monotonic()
+    import lightning as L
+    import torch
+    from hydra.utils import instantiate
+
+    from lightning_dpo import console, models, run_folder, tracking
+    from lightning_dpo.module import DPOModule
+
+    console.quiet()
+    config.check(cfg, choices, overrides)
+    models.checked_path(cfg.model.path)
+    folder = run_folder.RunFolder(cfg)
+    L.seed_everything(cfg.seed, verbose=False)
+
+    tokenizer = models.load_tokenizer(cfg.model.path, cfg.model.trust_remote_code)
+    data = instantiate(cfg.data, tokenizer=tokenizer)
+    data.setup()
+    policy = instantiate(cfg.model)
+    models.check_fits(policy, data.pairs())
+    module = DPOModule(
+        policy,
+        loss=instantiate(cfg.loss),
+        reference=instantiate(cfg.reference) or None,
+        optimizer=instantiate(cfg.optimizer),
+        scheduler=instantiate(cfg.scheduler),
+        trust_remote_code=cfg.model.trust_remote_code,
+    )
+    scorer = cfg.samples.scorer and config.locate(cfg.samples.scorer)
+    samples = instantiate(cfg.samples, scorer=scorer, output_dir=folder.path)
+    clock = tracking.Clock()
+    metrics = tracking.MetricsCSV(folder.path)
+    trainer = instantiate(
+        cfg.trainer,
+        accelerator=_accelerator(cfg.trainer.accelerator, torch.cuda.is_available()),
+        callbacks=[samples, clock, *([console.PairProgressBar()] if cfg.trainer.enable_progress_bar else [])],
+        logger=[metrics, *tracking.loggers(cfg)],
+    )
+    console.header(cfg, choices, module, data)
+    try:
+        if data.val_pairs is not None:
+            trainer.validate(module, datamodule=data, verbose=False)
+        trainer.fit(module, datamodule=data)
+        folder.export(trainer, module, tokenizer, choices)
+        objective = folder.summarise(module, data, metrics, clock, seconds=time.monotonic() - begin)
+        console.footer(metrics, samples, folder)
+        return objective
+    finally:
+        tracking.close()
+
+
+def _accelerator(name: str, cuda: bool) -> str:
+    # Lightning's own "auto" would also take Apple's MPS, on which this project is not tested.
+    return ("gpu" if cuda else "cpu") if name == "auto" else name
+
+
+if __name__ == "__main__":
+    main()

@@ -84,6 +84,8 @@ class PairBatch:
         self.rejected = rejected
         self.index = index
         self.reference = reference
+        self.reference_of: str | None = None
+        """Hash of the weights that `reference` was computed with."""
 
     def __len__(self) -> int:
         return len(self.index)

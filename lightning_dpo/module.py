@@ -101,7 +101,8 @@ class DPOModule(L.LightningModule):
         gradients = [p.grad for group in optimizer.param_groups for p in group["params"] if p.grad is not None]
         # Lightning divided the sum by the micro-batches of a full window, and data parallelism by the ranks.
         undone = self.trainer.accumulate_grad_batches * self.trainer.world_size
-        torch._foreach_mul_(gradients, float(undone / pairs))
+        for gradient in gradients:
+            gradient.mul_(undone / pairs.to(gradient.dtype))
         norm = torch.nn.utils.get_total_norm(gradients)
         self._log("train", {**means, "grad_norm": norm, "lr": optimizer.param_groups[0]["lr"]}, done=1)
 

@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
+from typing import Any, cast
 
 import torch
 from lightning.pytorch import Trainer
@@ -110,27 +111,31 @@ class CachedReference(Reference):
         self._load = partial(load, source) if source else None
 
     def prepare(self, policy: PreTrainedModel, trainer: Trainer) -> None:
-        datasets: dict[str, PairBatch] = getattr(trainer, "datamodule", None) and trainer.datamodule.pairs()  # type: ignore[attr-defined]
-        if not datasets:
+        datamodule: Any = getattr(trainer, "datamodule", None)
+        if datamodule is None:
             raise ValueError(
                 "reference=cached joins its numbers to the rows of a PreferenceDataModule, and this trainer has none; "
                 "call trainer.fit(module, datamodule=...) or use CopyReference()"
             )
-        missing = {name: pairs for name, pairs in datasets.items() if pairs.reference is None}
+        # Rows that another module's reference was joined to are joined anew.
+        missing = {
+            n: p for n, p in datamodule.pairs().items() if p.reference_of is None or p.reference_of != self._weights
+        }
         if not missing:
             return
-        if self.is_start and trainer.global_step > 0:
+        model = _placed(policy if self.is_start else self._loaded(), trainer)
+        weights = weights_sha256(model)
+        if self._weights not in (None, weights):
             raise ValueError(
                 "the reference is the policy before training, which has been trained since; "
                 "name the reference's folder: CachedReference(path=...)"
             )
-        model = policy if self.is_start else self._loaded()
-        model = trainer.precision_plugin.convert_module(model).to(trainer.strategy.root_device)
+        self._weights = weights
         with trainer.precision_plugin.forward_context():
             for name, pairs in missing.items():
-                key = content_key(model, pairs, str(trainer.precision))
-                self._weights = key["weights"]
+                key = content_key(model, weights, pairs, str(trainer.precision))
                 pairs.reference = self.store.get(key, pairs, lambda n=name, p=pairs: self._compute(model, n, p))
+                pairs.reference_of = weights
 
     def forward(self, batch: PairBatch) -> TokenLogps:
         if batch.reference is None:
@@ -140,13 +145,13 @@ class CachedReference(Reference):
     @contextmanager
     def live(self, trainer: Trainer) -> Iterator[Scorer]:
         """Loads the reference for as long as the context lasts: its numbers are kept, its weights are not."""
-        model = trainer.precision_plugin.convert_module(self._loaded())
+        model = _placed(self._loaded(), trainer)
         if self._weights is None or weights_sha256(model) != self._weights:
             raise ValueError(
                 f"{model.name_or_path} does not hold the weights that the cached reference values were computed with; "
                 "name the reference's folder: CachedReference(path=...)"
             )
-        yield Scorer(model.to(trainer.strategy.root_device))
+        yield Scorer(model)
 
     def _loaded(self) -> PreTrainedModel:
         if self._load is None:
@@ -173,6 +178,11 @@ class CachedReference(Reference):
         return TokenLogps(
             *(Ragged.from_rows([side[i] for i in order], dtype=torch.float32) for side in (chosen, rejected))
         )
+
+
+def _placed(model: PreTrainedModel, trainer: Trainer) -> PreTrainedModel:
+    """In the precision and on the device that the trainer gives the policy."""
+    return cast(PreTrainedModel, trainer.precision_plugin.convert_module(model).to(trainer.strategy.root_device))
 
 
 def _by_length(pairs: PairBatch) -> Iterator[list[int]]:

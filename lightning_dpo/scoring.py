@@ -52,7 +52,7 @@ class Scorer:
         return self._in_chunks(hidden, response.values)
 
     def _in_chunks(self, hidden: Tensor, targets: Tensor) -> Tensor:
-        head = self.model.get_output_embeddings()
+        head = _head(self.model)
         chunk = max(1, self.chunk_logits // self.model.config.get_text_config().vocab_size)
         if len(targets) <= chunk:
             return _head_logps(head, hidden, targets)
@@ -109,7 +109,7 @@ def full_logits_logps(model: PreTrainedModel, prompt: Tensor, response: Tensor) 
 def has_plain_head(model: PreTrainedModel) -> bool:
     """Whether the model's logits are its head's output untouched, measured on one token."""
     outputs: list[Tensor] = []
-    handle = model.get_output_embeddings().register_forward_hook(lambda _m, _a, output: outputs.append(output))
+    handle = _head(model).register_forward_hook(lambda _m, _a, output: outputs.append(output))
     try:
         with torch.no_grad():
             logits = model(input_ids=torch.zeros((1, 1), dtype=torch.long, device=model.device)).logits
@@ -127,11 +127,18 @@ def _captured_head_input(model: PreTrainedModel) -> Iterator[list[Tensor]]:
         captured.append(args[0])
         return (args[0][:, :0],)
 
-    handle = model.get_output_embeddings().register_forward_pre_hook(keep)
+    handle = _head(model).register_forward_pre_hook(keep)
     try:
         yield captured
     finally:
         handle.remove()
+
+
+def _head(model: PreTrainedModel) -> torch.nn.Module:
+    head = model.get_output_embeddings()
+    if head is None:
+        raise ValueError(f"{type(model).__name__} has no language-model head; a causal language model is needed")
+    return head
 
 
 def _head_logps(head: Callable[[Tensor], Tensor], hidden: Tensor, targets: Tensor) -> Tensor:

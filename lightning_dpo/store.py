@@ -90,13 +90,13 @@ class ReferenceStore:
             raise
 
 
-def content_key(model: PreTrainedModel, pairs: PairBatch, precision: str) -> dict:
-    """What changes the numbers, and nothing else."""
+def content_key(model: PreTrainedModel, weights: str, pairs: PairBatch, precision: str) -> dict:
+    """What changes the numbers, and nothing else; `weights` is the hash of the model's."""
     config = {k: v for k, v in model.config.to_dict().items() if k not in ("_name_or_path", "transformers_version")}
     tokens = (t for side in (pairs.prompt, pairs.chosen, pairs.rejected) for t in (side.values, side.lengths))
     return {
         "format": FORMAT,
-        "weights": weights_sha256(model),
+        "weights": weights,
         "config": hashlib.sha256(json.dumps(config, sort_keys=True, default=str).encode()).hexdigest(),
         "token_ids": _sha256({str(i): t for i, t in enumerate(tokens)}),
         "dtype": str(model.dtype).removeprefix("torch."),
@@ -113,7 +113,7 @@ def _sha256(tensors: dict[str, Tensor]) -> str:
     digest = hashlib.sha256()
     for name, tensor in sorted(tensors.items()):
         digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)};".encode())
-        digest.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy())
+        digest.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().data)
     return digest.hexdigest()
 
 

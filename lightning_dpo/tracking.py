@@ -13,6 +13,7 @@ from hydra.utils import instantiate
 from lightning.pytorch.loggers import Logger, WandbLogger
 from lightning.pytorch.utilities import rank_zero_only
 from omegaconf import DictConfig, OmegaConf
+from wandb.errors import AuthenticationError, CommError, UsageError
 
 from lightning_dpo.batch import PairBatch
 
@@ -102,7 +103,7 @@ def _connected(logger: WandbLogger, cfg: DictConfig) -> Logger:
     logger._wandb_init["settings"] = settings
     try:
         logger.experiment  # noqa: B018  connects
-    except (wandb.errors.CommError, wandb.errors.UsageError, wandb.errors.AuthenticationError) as error:
+    except (CommError, UsageError, AuthenticationError) as error:
         reason = str(error).splitlines()[0]
         print(f"W&B cannot go online ({reason}); logging offline, `wandb sync` uploads later", flush=True)
         log.warning("W&B offline: %s", reason)

@@ -12,6 +12,7 @@ that is known exactly instead of a classifier.
 """
 
 import random
+from collections.abc import Mapping, Sequence
 
 ORIGINS = "french british german korean spanish danish polish swedish".split()
 GENRES = "comedy drama thriller western musical documentary romance mystery".split()
@@ -52,7 +53,7 @@ def completion(rng: random.Random) -> str:
     """One grammatical completion, words separated by single spaces, without a leading space."""
     mood = rng.choice(MOODS)
 
-    def pick(words: dict[int, list[str]]) -> str:
+    def pick(words: Mapping[int, Sequence[str]]) -> str:
         if rng.random() < NEUTRAL_SHARE:
             return rng.choice(words[0])
         return rng.choice(words[+1 if rng.random() < mood else -1])

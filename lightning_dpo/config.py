@@ -104,11 +104,10 @@ def _check_built(cfg: DictConfig, choices: dict[str, str | None]) -> None:
 
     from lightning_dpo.losses import PairLogps, ReferenceRequired
 
-    pair = dict.fromkeys(("chosen", "rejected", "chosen_tokens", "rejected_tokens"), torch.ones(1))
-    if cfg.reference:
-        pair |= dict.fromkeys(("ref_chosen", "ref_rejected"), torch.ones(1))
+    one = torch.ones(1)
+    reference = one if cfg.reference else None
     try:
-        instantiate(cfg.loss)(PairLogps(**pair))
+        instantiate(cfg.loss)(PairLogps(one, one, one, one, reference, reference))
     except ReferenceRequired as error:
         raise ConfigError(f"reference={choices.get('reference')} with loss={choices.get('loss')}: {error}") from None
     try:

@@ -74,7 +74,7 @@ def decoded_pair(data: PreferenceDataModule) -> Text:
     """The first training pair as the model sees it; the trained tokens are green and between marks."""
     assert data.train_pairs is not None
     text = Text("first pair, trained tokens between « and »\n")
-    prompt = data.tokenizer.decode(data.train_pairs.prompt.row(0).tolist())
+    prompt = str(data.tokenizer.decode(data.train_pairs.prompt.row(0).tolist()))
     for side in ("chosen", "rejected"):
         response = data.tokenizer.decode(getattr(data.train_pairs, side).row(0).tolist())
         text.append(f"  {side:9}").append(prompt, style="dim").append(f"«{response}»", style="green").append("\n")

@@ -107,12 +107,14 @@ def full_logits_logps(model: PreTrainedModel, prompt: Tensor, response: Tensor) 
 
 
 def has_plain_head(model: PreTrainedModel) -> bool:
-    """Whether the model's logits are its head's output untouched, measured on one token."""
-    outputs: list[Tensor] = []
+    """Whether the model's logits are its head's output untouched, bit for bit, measured on a few tokens."""
+    # Several: the embedding of a pad token may be zero, and zero logits look untouched under any scaling.
+    ids = torch.arange(min(8, model.config.get_text_config().vocab_size), device=model.device)[None]
+    outputs: list = []
     handle = _head(model).register_forward_hook(lambda _m, _a, output: outputs.append(output))
     try:
         with torch.no_grad():
-            logits = model(input_ids=torch.zeros((1, 1), dtype=torch.long, device=model.device)).logits
+            logits = model(input_ids=ids).logits
     finally:
         handle.remove()
     return len(outputs) == 1 and torch.equal(outputs[0].float(), logits.float())

@@ -4,22 +4,19 @@ import csv
 import logging
 import os
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import lightning as L
 import wandb
-from hydra.utils import instantiate
 from lightning.pytorch.loggers import Logger, WandbLogger
 from lightning.pytorch.utilities import rank_zero_only
-from omegaconf import DictConfig, OmegaConf
 from wandb.errors import AuthenticationError, CommError, UsageError
 
 from lightning_dpo.batch import PairBatch
 
 log = logging.getLogger(__name__)
-
-CONNECT_SECONDS = 10
 
 
 class MetricsCSV(Logger):
@@ -86,29 +83,19 @@ class Clock(L.Callback):
         self.tokens += sum(len(side.values) for side in (batch.prompt, batch.chosen, batch.rejected))
 
 
-def loggers(cfg: DictConfig) -> list[Logger]:
-    """The loggers of the configuration, W&B connected or, where that fails, offline."""
-    built: list[Logger] = [instantiate(node) for node in (cfg.logger or {}).values()]
-    for i, logger in enumerate(built):
-        if isinstance(logger, WandbLogger):
-            built[i] = _connected(logger, cfg)
-            built[i].log_hyperparams(OmegaConf.to_container(cfg, resolve=True))  # type: ignore[arg-type]
-    return built
-
-
-def _connected(logger: WandbLogger, cfg: DictConfig) -> Logger:
-    """An online logger without a key or a network would end the run, the latter after 91 seconds."""
-    os.environ["WANDB_SILENT"] = "true"
-    settings = wandb.Settings(init_timeout=CONNECT_SECONDS, login_timeout=CONNECT_SECONDS)
-    logger._wandb_init["settings"] = settings
-    try:
-        logger.experiment  # noqa: B018  connects
-    except (CommError, UsageError, AuthenticationError) as error:
-        reason = str(error).splitlines()[0]
-        print(f"W&B cannot go online ({reason}); logging offline, `wandb sync` uploads later", flush=True)
-        log.warning("W&B offline: %s", reason)
-        wandb.teardown()
-        logger = instantiate(cfg.logger.wandb, mode="offline")
+def connect(build: Callable[..., Logger]) -> Logger:
+    """A logger, W&B connected or, where that fails, offline: without a key or a network it would end the run."""
+    logger = build()
+    if isinstance(logger, WandbLogger):
+        os.environ["WANDB_SILENT"] = "true"
+        try:
+            logger.experiment  # noqa: B018  connects
+        except (CommError, UsageError, AuthenticationError) as error:
+            reason = str(error).splitlines()[0]
+            print(f"W&B cannot go online ({reason}); logging offline, `wandb sync` uploads later", flush=True)
+            log.warning("W&B offline: %s", reason)
+            wandb.teardown()
+            logger = build(mode="offline")
     return logger
 
 

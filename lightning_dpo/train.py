@@ -9,11 +9,12 @@ import os
 import sys
 import time
 import traceback
+from functools import partial
 
 import hydra
 from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
-from omegaconf import DictConfig, open_dict
+from omegaconf import DictConfig, OmegaConf, open_dict
 
 from lightning_dpo import config
 from lightning_dpo.errors import ConfigError, DataError
@@ -93,8 +94,10 @@ def train(cfg: DictConfig, choices: dict[str, str | None], overrides: list[str])
         cfg.trainer,
         accelerator=_accelerator(cfg.trainer.accelerator, torch.cuda.is_available()),
         callbacks=[samples, clock, *([console.PairProgressBar()] if cfg.trainer.enable_progress_bar else [])],
-        logger=[metrics, *tracking.loggers(cfg)],
+        logger=[metrics, *(tracking.connect(partial(instantiate, node)) for node in (cfg.logger or {}).values())],
     )
+    for logger in trainer.loggers:
+        logger.log_hyperparams(OmegaConf.to_container(cfg, resolve=True))
     console.header(cfg, choices, module, data)
     try:
         if data.val_pairs is not None:

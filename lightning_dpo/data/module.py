@@ -62,10 +62,10 @@ class PreferenceDataModule(L.LightningDataModule):
         if self.train_pairs is not None:
             return
         rows = {"train": read_rows(self.train)}
-        if isinstance(self.val, float):
-            rows["train"], rows["val"] = split_by_prompt(rows["train"], self.val)
-        elif self.val is not None:
+        if isinstance(self.val, str | Path):
             rows["val"] = read_rows(self.val)
+        elif self.val is not None:
+            rows["train"], rows["val"] = split_by_prompt(rows["train"], self.val)
         encoded = {}
         for name, part in rows.items():
             encoded[name], counts = self.encoder.encode(part)

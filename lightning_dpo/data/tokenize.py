@@ -31,6 +31,14 @@ class EndOfTurn(NamedTuple):
     token_id: int | None
 
 
+class Encoded(NamedTuple):
+    """Token ids of one pair, uncut."""
+
+    prompt: list[int]
+    chosen: list[int]
+    rejected: list[int]
+
+
 class PairTokenizer:
     """Encodes rows by the rule of this module.
 
@@ -55,37 +63,33 @@ class PairTokenizer:
         prompts, chosen, rejected, index = [], [], [], []
         for start in range(0, len(rows), ROWS_AT_ONCE):
             part = rows[start : start + ROWS_AT_ONCE]
-            for i, (prompt, *responses) in enumerate(self._encode_part(part), start):
-                room = (
-                    len(responses[0]) + len(responses[1]) if self.max_length is None else self.max_length - len(prompt)
-                )
-                if not prompt:
+            for i, pair in enumerate(self._encode_part(part), start):
+                room = max(map(len, pair)) if self.max_length is None else self.max_length - len(pair.prompt)
+                if not pair.prompt:
                     counts["no_prompt_token"] += 1
                 elif room <= 0:
                     counts["prompt_too_long"] += 1
                 else:
-                    counts["cut_responses"] += sum(len(r) > room for r in responses)
-                    prompts.append(prompt)
-                    chosen.append(responses[0][:room])
-                    rejected.append(responses[1][:room])
+                    counts["cut_responses"] += (len(pair.chosen) > room) + (len(pair.rejected) > room)
+                    prompts.append(pair.prompt)
+                    chosen.append(pair.chosen[:room])
+                    rejected.append(pair.rejected[:room])
                     index.append(i)
         if not index:
             raise DataError(f"no row is left to train on: {counts}; raise data.max_length={self.max_length}")
         sides = (Ragged.from_rows(side, dtype=torch.int32) for side in (prompts, chosen, rejected))
         return PairBatch(*sides, index=torch.tensor(index)), counts
 
-    def _encode_part(self, rows: Sequence[Row]) -> list[tuple[list[int], list[int], list[int]]]:
+    def _encode_part(self, rows: Sequence[Row]) -> list[Encoded]:
         texts = [text for row in rows for text in self.texts(row)]
         encoded = self.tokenizer(texts, add_special_tokens=False)["input_ids"]
         ids = [self._with_bos(sequence) for sequence in encoded]
-        triples = zip(rows, ids[::3], ids[1::3], ids[2::3], strict=True)
-        return [self._split(row, *triple) for row, *triple in triples]
+        return [self._split(*pair) for pair in zip(rows, ids[::3], ids[1::3], ids[2::3], strict=True)]
 
-    def _split(self, row: Row, *sequences: list[int]) -> tuple[list[int], list[int], list[int]]:
-        split = common_prefix(sequences)
-        prompt, chosen, rejected = sequences
+    def _split(self, row: Row, prompt: list[int], chosen: list[int], rejected: list[int]) -> Encoded:
+        split = common_prefix([prompt, chosen, rejected])
         end = self.end_id(row)
-        return prompt[:split], *(_ended(side[split:], end) for side in (chosen, rejected))
+        return Encoded(prompt[:split], _ended(chosen[split:], end), _ended(rejected[split:], end))
 
     def texts(self, row: Row) -> tuple[str, str, str]:
         """Prompt, prompt + chosen and prompt + rejected as the model sees them, the end of turn included."""

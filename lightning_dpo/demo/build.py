@@ -27,6 +27,7 @@ TRAIN_PAIRS, VAL_PAIRS = 8064, 1024
 CORRUPTED_SHARE = 0.35
 LABEL_SCALE = 1.0
 MAX_NEW_TOKENS = 32
+SPECIAL = ["<pad>", "<unk>", "</s>"]
 
 
 def main() -> None:
@@ -59,7 +60,7 @@ def build(out: Path, seed: int, sft_steps: int = SFT_STEPS, pairs: tuple[int, in
 
 def make_tokenizer() -> PreTrainedTokenizerFast:
     """One token per word of the grammar; no BOS."""
-    words = ["<pad>", "<unk>", "</s>", *grammar.VOCABULARY]
+    words = [*SPECIAL, *grammar.VOCABULARY]
     tokenizer = Tokenizer(models.WordLevel({word: i for i, word in enumerate(words)}, unk_token="<unk>"))
     tokenizer.pre_tokenizer = pre_tokenizers.WhitespaceSplit()  # type: ignore[assignment]
     return PreTrainedTokenizerFast(
@@ -77,7 +78,7 @@ def supervised(tokenizer: PreTrainedTokenizerFast, seed: int, steps: int) -> Lla
         LlamaConfig(
             vocab_size=len(tokenizer), hidden_size=96, num_hidden_layers=3, intermediate_size=256,
             num_attention_heads=4, num_key_value_heads=4, max_position_embeddings=64, tie_word_embeddings=False,
-            pad_token_id=tokenizer.pad_token_id, bos_token_id=None, eos_token_id=tokenizer.eos_token_id,
+            pad_token_id=SPECIAL.index("<pad>"), bos_token_id=None, eos_token_id=SPECIAL.index("</s>"),
         )
     )  # fmt: skip
     optimizer = torch.optim.AdamW(model.parameters(), lr=SFT_LR, betas=(0.9, 0.95), weight_decay=0.01)

@@ -1,0 +1,54 @@
+"""Means are over pairs, exactly, however the pairs are spread over batches."""
+
+import torch
+
+from lightning_dpo.losses import PairLogps, dpo
+from lightning_dpo.metrics import PairMeans, pair_metrics
+
+
+def metrics_of(chosen: list[float], rejected: list[float]) -> dict[str, torch.Tensor]:
+    n = len(chosen)
+    logps = PairLogps(
+        torch.tensor(chosen), torch.tensor(rejected), torch.full((n,), 2), torch.full((n,), 3),
+        torch.full((n,), -5.0), torch.full((n,), -5.0),
+    )  # fmt: skip
+    return pair_metrics(logps, dpo(logps, beta=0.1))
+
+
+def test_names_and_values_of_one_pair():
+    metrics = metrics_of([-4.0], [-8.0])
+    assert {name: round(value.float().item(), 4) for name, value in metrics.items()} == {
+        "loss": 0.513,  # -log sigmoid(0.1 (1 - -3))
+        "loss_margin": 0.4,
+        "rewards/chosen": 0.1,
+        "rewards/rejected": -0.3,
+        "rewards/margins": 0.4,
+        "rewards/accuracies": 1.0,
+        "logps/chosen": -4.0,
+        "logps/rejected": -8.0,
+        "lengths/chosen": 2.0,
+        "lengths/rejected": 3.0,
+        "displacement/chosen_below_reference": 0.0,
+    }
+
+
+def test_a_tie_counts_as_wrong():
+    assert metrics_of([-5.0], [-5.0])["rewards/accuracies"].item() is False
+
+
+def test_uneven_batches_give_the_mean_over_pairs_not_over_batches():
+    means = PairMeans()
+    means.update(metrics_of([-1.0, -2.0, -3.0], [-5.0] * 3))
+    means.update(metrics_of([-10.0], [-5.0]))
+    values, pairs = means.compute(all_reduce=lambda t: t)
+    assert pairs == 4 and values["logps/chosen"] == -4.0
+
+
+def test_ranks_are_summed_before_the_division():
+    """Two ranks with 3 and 1 pairs: the mean of their means would be -6."""
+    other = PairMeans()
+    other.update(metrics_of([-10.0], [-5.0]))
+    means = PairMeans()
+    means.update(metrics_of([-1.0, -2.0, -3.0], [-5.0] * 3))
+    values, pairs = means.compute(all_reduce=lambda t: t + other.sums)
+    assert pairs == 4 and values["logps/chosen"] == -4.0

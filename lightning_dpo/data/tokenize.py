@@ -82,7 +82,7 @@ class PairTokenizer:
 
     def _encode_part(self, rows: Sequence[Row]) -> list[Encoded]:
         texts = [text for row in rows for text in self.texts(row)]
-        encoded = self.tokenizer(texts, add_special_tokens=False)["input_ids"]
+        encoded = self.tokenizer(texts, add_special_tokens=False, verbose=False)["input_ids"]
         ids = [self._with_bos(sequence) for sequence in encoded]
         return [self._split(*pair) for pair in zip(rows, ids[::3], ids[1::3], ids[2::3], strict=True)]
 

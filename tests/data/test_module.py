@@ -1,0 +1,69 @@
+"""PreferenceDataModule alone: files in, ragged batches out."""
+
+import json
+
+import pytest
+import torch
+
+from lightning_dpo import PreferenceDataModule
+
+
+def test_batches_hold_every_pair_once_and_decode_to_their_rows(reviews, few_reviews):
+    data = PreferenceDataModule(reviews / "model", few_reviews, batch_size=10)
+    data.setup()
+    rows = [json.loads(line) for line in few_reviews.read_text().splitlines()]
+    seen = []
+    for batch in data.train_dataloader():
+        for i, index in enumerate(batch.index.tolist()):
+            ids = torch.cat([batch.prompt.row(i), batch.chosen.row(i)]).tolist()
+            assert data.tokenizer.decode(ids) == rows[index]["prompt"] + rows[index]["chosen"] + " </s>"
+            seen.append(index)
+    assert sorted(seen) == list(range(48)) and seen != sorted(seen)
+
+
+def order(data: PreferenceDataModule, epoch: int) -> list[int]:
+    loader = data.train_dataloader()
+    loader.sampler.set_epoch(epoch)  # type: ignore[attr-defined]
+    return [i for batch in loader for i in batch.index.tolist()]
+
+
+def test_the_order_is_a_function_of_seed_and_epoch(reviews, few_reviews):
+    def made(**options):
+        data = PreferenceDataModule(reviews / "model", few_reviews, **options)
+        data.setup()
+        return data
+
+    assert order(made(seed=1), 0) == order(made(seed=1), 0)
+    assert order(made(seed=1), 0) != order(made(seed=1), 1)
+    assert order(made(seed=1), 0) != order(made(seed=2), 0)
+    assert order(made(shuffle=False), 3) == list(range(48))
+    assert order(made(seed=1, num_workers=2), 0) == order(made(seed=1), 0)
+
+
+def test_validation_is_a_file_a_share_of_the_prompts_or_nothing(reviews, few_reviews):
+    none = PreferenceDataModule(reviews / "model", few_reviews)
+    none.setup()
+    assert none.val_pairs is None and none.val_dataloader() == []
+    file = PreferenceDataModule(reviews / "model", few_reviews, val=few_reviews)
+    file.setup()
+    assert len(file.val_pairs) == 48
+    share = PreferenceDataModule(reviews / "model", few_reviews, val=0.2)
+    share.setup()
+    prompts = {name: {tuple(p.prompt.row(i).tolist()) for i in range(len(p))} for name, p in share.pairs().items()}
+    assert not prompts["train"] & prompts["val"]
+    assert share.counts["train"]["pairs"] + share.counts["val"]["pairs"] == 48
+
+
+def test_a_chat_template_comes_as_text_or_as_a_file(reviews, tmp_path):
+    template = "{% for m in messages %}{{ m.content }} {% endfor %}"
+    (tmp_path / "t.jinja").write_text(template)
+    rows = tmp_path / "chat.jsonl"
+    rows.write_text(json.dumps(dict(prompt=[{"role": "user", "content": "plot"}], chosen="music", rejected="cast")))
+    batches = []
+    for given in (template, str(tmp_path / "t.jinja")):
+        data = PreferenceDataModule(reviews / "model", rows, chat_template=given)
+        data.setup()
+        batches.append(data.train_pairs)
+    assert torch.equal(batches[0].chosen.values, batches[1].chosen.values)
+    with pytest.raises(FileNotFoundError):
+        PreferenceDataModule(reviews / "model", rows, chat_template="no_such.jinja")

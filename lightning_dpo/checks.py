@@ -18,7 +18,7 @@ def check_first_batch(scorer: Scorer, reference: Reference | None, batch: PairBa
 
     The shortest pair of the batch is scored by the run's path, padded beside the longest, and by the plainest path:
     one unpadded sequence, all logits, log-softmax. Where the reference is the policy's start, its values for that pair
-    must agree as well, which a stale or shifted cache does not.
+    must agree as well, which a stale or shifted cache does not; give None for the reference of a policy trained since.
 
     Errors: RuntimeError that says by how much which sum differs.
     """

@@ -1,6 +1,7 @@
 """What people see: the header, a decoded pair, the progress bar, and the table at the end."""
 
 import logging
+import os
 import time
 import warnings
 from pathlib import Path
@@ -38,6 +39,7 @@ def quiet() -> None:
     for name in ("lightning.pytorch", "lightning.fabric"):
         logging.getLogger(name).setLevel(logging.WARNING)
         logging.getLogger(name).handlers.clear()  # every line would be printed twice under Hydra
+    os.environ.setdefault("WANDB_SILENT", "true")
     transformers.logging.disable_progress_bar()
     for message in (
         ".*LeafSpec.*",  # torch 2.13 about Lightning

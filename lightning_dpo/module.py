@@ -66,6 +66,8 @@ class DPOModule(L.LightningModule):
         self.save_hyperparameters({k: v for k, v in plain.items() if v is not None}, logger=False)
         self.scorer = Scorer(self.policy)
         self._means = {"train": PairMeans(), "val": PairMeans()}
+        self._untrained = True
+        """Whether the policy still is what it was when it was given."""
         self.train()
 
     def train(self, mode: bool = True) -> "DPOModule":
@@ -82,7 +84,7 @@ class DPOModule(L.LightningModule):
 
     def training_step(self, batch: PairBatch, batch_idx: int) -> Tensor:
         if self.trainer.global_step == 0 and batch_idx == 0:
-            check_first_batch(self.scorer, self.reference, batch)
+            check_first_batch(self.scorer, self.reference if self._untrained else None, batch)
         # The sum: on_before_optimizer_step divides by the pairs of the whole step.
         return self._losses(batch, "train").sum()
 
@@ -97,6 +99,7 @@ class DPOModule(L.LightningModule):
         return result.loss
 
     def on_before_optimizer_step(self, optimizer: Optimizer) -> None:
+        self._untrained = False
         means, pairs = self._means["train"].compute(self._all_reduce)
         gradients = [p.grad for group in optimizer.param_groups for p in group["params"] if p.grad is not None]
         # Lightning divided the sum by the micro-batches of a full window, and data parallelism by the ranks.
@@ -132,6 +135,7 @@ class DPOModule(L.LightningModule):
             del checkpoint["state_dict"][key]
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        self._untrained = False
         own = self.state_dict().items()
         checkpoint["state_dict"].update({k: v for k, v in own if k.startswith("reference.")})
 

@@ -30,14 +30,14 @@ class Completion(NamedTuple):
 
 
 class SampleCallback(L.Callback):
-    """Draws completions at temperature 1 for the first distinct prompts of the validation set.
+    """Draws completions at temperature 1 for the distinct prompts of the validation set, in turn.
 
     Logs `val/kl`, the mean of log π(y) - log π_ref(y) over the completions y (an unbiased estimate of the KL divergence
     in nats per sequence) and its standard error `val/kl_se`; `val/samples/length` in tokens; and `val/samples/<name>`
     for each score. Texts go to `samples.jsonl` and, with W&B, to a table.
 
     Args:
-        n: completions, one per prompt; 0 draws none.
+        n: completions; 0 draws none. Where there are fewer prompts, each gets several.
         every: draw at every this many validations.
         max_new_tokens: a completion that has not ended by then is cut.
         scorer: texts of the completions -> one number each (logged as `reward`), or a dict of such lists by name.
@@ -79,7 +79,7 @@ class SampleCallback(L.Callback):
     def draw(self, trainer: L.Trainer, module: DPOModule) -> list[Completion]:
         """Completions of the policy as it is now."""
         datamodule: Any = trainer.datamodule  # type: ignore[attr-defined]
-        prompts = distinct_prompts(datamodule.val_pairs, self.n)
+        prompts = self._prompts(module, datamodule.val_pairs)
         with torch.no_grad(), trainer.precision_plugin.forward_context():
             responses = generate(
                 module.policy,
@@ -110,6 +110,17 @@ class SampleCallback(L.Callback):
             )
         ]
 
+    def _prompts(self, module: DPOModule, pairs: PairBatch) -> list[list[int]]:
+        limit = getattr(module.policy.config.get_text_config(), "max_position_embeddings", None)
+        longest = float("inf") if limit is None else limit - self.max_new_tokens
+        prompts = [p for p in distinct_prompts(pairs) if len(p) <= longest][: self.n]
+        if not prompts:
+            raise ValueError(
+                f"samples.max_new_tokens={self.max_new_tokens}: no validation prompt leaves that much room in the "
+                f"model's {limit} positions; give fewer, or samples.n=0 for no completions"
+            )
+        return [prompts[i % len(prompts)] for i in range(self.n)]
+
     def _write(self, trainer: L.Trainer) -> None:
         rows = [{"step": trainer.global_step, **{k: v for k, v in c._asdict().items() if k != "scores"}, **c.scores}
                 for c in self.last]  # fmt: skip
@@ -123,14 +134,9 @@ class SampleCallback(L.Callback):
                 logger.log_table("val/samples", columns=columns, data=data, step=trainer.global_step)  # type: ignore[attr-defined]
 
 
-def distinct_prompts(pairs: PairBatch, n: int) -> list[list[int]]:
-    """The first n distinct prompts, as token ids."""
-    distinct: dict[tuple[int, ...], None] = {}
-    for i in range(len(pairs)):
-        if len(distinct) == n:
-            break
-        distinct[tuple(pairs.prompt.row(i).tolist())] = None
-    return [list(p) for p in distinct]
+def distinct_prompts(pairs: PairBatch) -> list[list[int]]:
+    """The distinct prompts as token ids, in the order of their first row."""
+    return [list(p) for p in dict.fromkeys(tuple(row.tolist()) for row in pairs.prompt.rows())]
 
 
 def named_scores(scorer: Callable[[list[str]], Any] | None, texts: list[str]) -> dict[str, list[float]]:

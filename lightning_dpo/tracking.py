@@ -2,7 +2,6 @@
 
 import csv
 import logging
-import os
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -87,7 +86,6 @@ def connect(build: Callable[..., Logger]) -> Logger:
     """A logger, W&B connected or, where that fails, offline: without a key or a network it would end the run."""
     logger = build()
     if isinstance(logger, WandbLogger):
-        os.environ["WANDB_SILENT"] = "true"
         try:
             logger.experiment  # noqa: B018  connects
         except (CommError, UsageError, AuthenticationError) as error:

@@ -1,0 +1,190 @@
+"""DPOModule alone, under a plain lightning.Trainer."""
+
+from functools import partial
+
+import lightning as L
+import pytest
+import torch
+from torch.utils.data import DataLoader
+
+from lightning_dpo import CopyReference, DPOModule, losses
+from lightning_dpo.losses import ReferenceRequired
+from tests.conftest import gpt2, llama, random_pairs
+
+SGD = partial(torch.optim.SGD, lr=0.1)
+DPO = partial(losses.dpo, beta=0.1)
+
+
+def trainer(**options) -> L.Trainer:
+    settings = dict(
+        accelerator="cpu", logger=False, enable_checkpointing=False, enable_progress_bar=False, max_epochs=1
+    )
+    return L.Trainer(**{**settings, "enable_model_summary": False, "num_sanity_val_steps": 0, **options})
+
+
+def loader(pairs, batch_size: int) -> DataLoader:
+    return DataLoader(range(len(pairs)), batch_size=batch_size, collate_fn=pairs.select)  # type: ignore[arg-type]
+
+
+def perturbed(module: DPOModule) -> DPOModule:
+    """Policy and reference apart, as equal ones hide most mistakes: every margin is zero."""
+    torch.manual_seed(9)
+    with torch.no_grad():
+        for p in module.policy.parameters():
+            p.add_(0.05 * torch.randn_like(p))
+    module._untrained = False
+    return module
+
+
+def module(loss=DPO, optimizer=SGD, model=None) -> DPOModule:
+    return perturbed(DPOModule(model or llama(), loss, CopyReference(), optimizer))
+
+
+def weights_after(batch_size: int, accumulate: int, pairs: int, loss=DPO) -> torch.Tensor:
+    run = module(loss)
+    trainer(accumulate_grad_batches=accumulate).fit(run, loader(random_pairs(pairs), batch_size))
+    return torch.cat([p.detach().flatten() for p in run.policy.parameters()])
+
+
+@pytest.mark.parametrize("loss", [DPO, partial(losses.ipo, beta=0.5)])
+def test_a_step_is_the_mean_over_its_pairs_however_they_are_cut_up(loss):
+    whole = weights_after(8, 1, 8, loss)
+    torch.testing.assert_close(weights_after(2, 4, 8, loss), whole, atol=1e-6, rtol=1e-5)
+    # 3 + 3 + 2 pairs: the mean of the batches' means would weigh the last pairs more
+    torch.testing.assert_close(weights_after(3, 3, 8, loss), whole, atol=1e-6, rtol=1e-5)
+
+
+def test_a_smaller_last_window_is_still_the_mean_over_its_pairs():
+    """10 micro-batches of 1 pair, 4 a step: the last step has 2 pairs, and its gradient is not halved."""
+    run = module(optimizer=partial(torch.optim.SGD, lr=0.0))
+    norms = []
+    run._log = lambda stage, values, done: norms.append(values["grad_norm"].item())  # type: ignore[method-assign]
+    trainer(accumulate_grad_batches=4).fit(run, loader(random_pairs(10), 1))
+    expected = []
+    for window in ([0, 1, 2, 3], [4, 5, 6, 7], [8, 9]):
+        run.zero_grad()
+        run._losses(random_pairs(10).select(window), "val").mean().backward()
+        expected.append(torch.cat([p.grad.flatten() for p in run.policy.parameters()]).norm().item())
+    assert norms == pytest.approx(expected, rel=1e-4)
+
+
+class Rows(L.pytorch.loggers.logger.DummyLogger):
+    """Keeps what Lightning logs."""
+
+    def __init__(self):
+        super().__init__()
+        self.rows = []
+
+    def log_metrics(self, metrics, step=None):
+        self.rows.append((step, metrics))
+
+
+def test_a_logged_row_covers_the_whole_step_and_clipping_comes_after_the_norm():
+    rows, run = Rows(), module()
+    pairs = random_pairs(6)
+    with torch.no_grad():
+        expected = run._losses(pairs, "val").mean().item()
+    run._means["val"].compute(lambda t: t)
+    trainer(accumulate_grad_batches=3, logger=rows, log_every_n_steps=1, gradient_clip_val=1e-3).fit(
+        run, loader(pairs, 2)
+    )
+    ((step, row),) = rows.rows
+    assert step == 1 and row["train/loss"] == pytest.approx(expected, rel=1e-6)
+    assert row["train/grad_norm"] > 1e-3 and row["train/lr"] == 0.1
+
+
+def test_validation_means_count_each_pair_once():
+    rows, run = Rows(), module()
+    pairs = random_pairs(7)
+    trainer(logger=rows).validate(run, loader(pairs, 3), verbose=False)
+    ((step, row),) = rows.rows
+    logps = run.scorer(pairs).chosen.sum()
+    assert step == 0 and row["val/logps/chosen"] == pytest.approx(logps.mean().item(), rel=1e-6)
+
+
+def test_policy_equal_to_its_reference_starts_at_log_2():
+    rows = Rows()
+    run = DPOModule(llama(), DPO, CopyReference())
+    trainer(logger=rows).validate(run, loader(random_pairs(), 4), verbose=False)
+    assert rows.rows[0][1]["val/loss"] == pytest.approx(0.693147, abs=1e-6)
+
+
+def test_dropout_is_off_in_training_and_the_configuration_keeps_it():
+    run = DPOModule(gpt2(), DPO, CopyReference())
+    run.train()
+    assert not any(m.training for m in run.policy.modules()) and run.policy.config.resid_pdrop == 0.1
+
+
+def test_one_batch_is_learnt():
+    run = module(optimizer=partial(torch.optim.AdamW, lr=1e-2))
+    rows = Rows()
+    trainer(logger=rows, max_epochs=40, log_every_n_steps=1).fit(run, loader(random_pairs(8), 8))
+    first, last = rows.rows[0][1], rows.rows[-1][1]
+    assert last["train/loss"] < 0.5 * first["train/loss"] and last["train/rewards/accuracies"] == 1
+
+
+def test_a_checkpoint_has_no_reference_and_loads_without_pickled_objects(tmp_path):
+    run = module()
+    fit = trainer()
+    fit.fit(run, loader(random_pairs(), 2))
+    fit.save_checkpoint(tmp_path / "last.ckpt")
+    checkpoint = torch.load(tmp_path / "last.ckpt", weights_only=True)
+    assert all(key.startswith("policy.") for key in checkpoint["state_dict"])
+    loaded = DPOModule.load_from_checkpoint(tmp_path / "last.ckpt", weights_only=True)
+    for a, b in zip(run.policy.parameters(), loaded.policy.parameters(), strict=True):
+        assert torch.equal(a, b)
+    assert loaded.loss.keywords == {"beta": 0.1} and loaded.loss.func is losses.dpo
+
+
+def test_training_goes_on_from_a_checkpoint_with_the_reference_it_started_from(tmp_path):
+    pairs = random_pairs(8)
+
+    def fit(steps, **options):
+        run = DPOModule(llama(), DPO, CopyReference(), partial(torch.optim.AdamW, lr=1e-2))
+        t = trainer(max_epochs=-1, max_steps=steps)
+        t.fit(run, loader(pairs, 8), **options)
+        return run, t
+
+    whole, _ = fit(4)
+    _, half = fit(2)
+    half.save_checkpoint(tmp_path / "half.ckpt")
+    resumed, _ = fit(4, ckpt_path=tmp_path / "half.ckpt")
+    assert torch.equal(whole.policy.lm_head.weight, resumed.policy.lm_head.weight)
+    assert torch.equal(resumed.reference.model.lm_head.weight, llama().lm_head.weight)
+
+
+def own_loss(logps, *, beta):
+    return losses.dpo(logps, beta=beta)
+
+
+def test_a_loss_of_ones_own_is_given_again_on_loading(tmp_path):
+    t = trainer()
+    t.fit(module(loss=partial(own_loss, beta=0.2)), loader(random_pairs(), 6))
+    t.save_checkpoint(tmp_path / "own.ckpt")
+    with pytest.raises(TypeError, match="loss"):
+        DPOModule.load_from_checkpoint(tmp_path / "own.ckpt")
+    assert DPOModule.load_from_checkpoint(tmp_path / "own.ckpt", loss=partial(own_loss, beta=0.2)).loss.func is own_loss
+
+
+def test_a_parameter_out_of_range_is_refused_at_once():
+    with pytest.raises(ValueError, match=r"beta: found -1; allowed: a number in \(0, inf\)"):
+        DPOModule(llama(), partial(losses.dpo, beta=-1))
+
+
+def test_a_reference_based_loss_without_a_reference_says_what_to_do():
+    with pytest.raises(ReferenceRequired, match="CopyReference"):
+        trainer().fit(DPOModule(llama(), DPO), loader(random_pairs(), 2))
+
+
+def test_a_run_without_an_end_is_refused():
+    with pytest.raises(ValueError, match="max_epochs or trainer.max_steps"):
+        trainer(max_epochs=-1).fit(module(), loader(random_pairs(), 2))
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+def test_on_a_gpu_a_step_equals_that_on_the_cpu():
+    on_cpu, on_gpu = module(), module()
+    trainer().fit(on_cpu, loader(random_pairs(8), 8))
+    trainer(accelerator="gpu", devices=1).fit(on_gpu, loader(random_pairs(8), 8))
+    for a, b in zip(on_cpu.policy.parameters(), on_gpu.policy.parameters(), strict=True):
+        torch.testing.assert_close(a, b.cpu(), atol=1e-4, rtol=1e-3)

@@ -1,0 +1,180 @@
+"""The cached reference: the same numbers as a frozen copy, found by content, computed once, never stale."""
+
+import json
+from functools import partial
+
+import lightning as L
+import pytest
+import torch
+
+from lightning_dpo import CachedReference, CopyReference, DPOModule, PreferenceDataModule, losses
+from lightning_dpo.scoring import Scorer
+from tests.conftest import llama
+
+
+def trainer(**options) -> L.Trainer:
+    silent = dict(accelerator="cpu", logger=False, enable_checkpointing=False, enable_progress_bar=False)
+    return L.Trainer(max_epochs=1, enable_model_summary=False, num_sanity_val_steps=0, **silent, **options)
+
+
+@pytest.fixture
+def make(reviews, few_reviews, tmp_path):
+    """(module, data) with a cached reference; every part can be changed."""
+
+    def build(model=None, loss=None, rows=few_reviews, lr=1e-3, path=None, **data_options):
+        data = PreferenceDataModule(reviews / "model", rows, **data_options)
+        reference = CachedReference(path, cache_dir=tmp_path / "cache")
+        module = DPOModule(
+            model or str(reviews / "model"),
+            loss or partial(losses.dpo, beta=0.1),
+            reference,
+            partial(torch.optim.AdamW, lr=lr),
+        )
+        return module, data
+
+    return build
+
+
+def prepare(module, data, **options) -> int:
+    """Join the reference and return how many forward passes that took."""
+    data.setup()
+    run = trainer(**options)
+    run.datamodule = data
+    module.reference.prepare(module.policy, run)
+    return module.reference.forwards
+
+
+def test_the_cached_numbers_are_those_of_a_frozen_copy(make, reviews):
+    module, data = make()
+    prepare(module, data)
+    batch = data.train_pairs.select([7, 3, 40])
+    copy = CopyReference()
+    copy.bind(module.policy, load=None)
+    for cached, live in zip(module.reference(batch), copy(batch), strict=True):
+        torch.testing.assert_close(cached.values, live.values, atol=1e-5, rtol=0)
+
+
+def test_a_second_run_computes_nothing_whatever_beta_loss_lr_seed(make):
+    assert prepare(*make()) > 0
+    assert prepare(*make(loss=partial(losses.ipo, beta=0.5), lr=0.1, seed=3, batch_size=5)) == 0
+
+
+def test_other_weights_tokens_or_precision_are_computed_again(make, reviews, few_reviews, tmp_path):
+    prepare(*make())
+    torch.manual_seed(1)
+    other = llama(vocab_size=90)
+    assert prepare(*make(model=other)) > 0
+    shorter = tmp_path / "shorter.jsonl"
+    shorter.write_text("\n".join(few_reviews.read_text().splitlines()[:-1]))
+    assert prepare(*make(rows=shorter)) > 0
+    assert prepare(*make(max_length=12)) > 0
+    assert prepare(*make(), precision="bf16-mixed") > 0
+    assert prepare(*make(), precision="bf16-true") > 0
+
+
+def test_the_manifest_is_readable_and_says_what_the_entry_is(make, tmp_path):
+    prepare(*make())
+    (manifest,) = (tmp_path / "cache").glob("*/manifest.json")
+    content = json.loads(manifest.read_text())
+    assert content["pairs"] == 48 and content["dtype"] == "float32" and content["precision"] == "32-true"
+    assert {"weights", "token_ids", "config", "sha256", "created", "versions"} <= set(content)
+
+
+@pytest.mark.parametrize("damage", ["flip", "cut", "remove", "garbage in the manifest"])
+def test_a_damaged_entry_is_noticed_and_computed_again(make, tmp_path, damage, caplog):
+    module, data = make()
+    prepare(module, data)
+    (entry,) = (p for p in (tmp_path / "cache").iterdir() if p.is_dir())
+    file = entry / "logps.safetensors"
+    content = bytearray(file.read_bytes())
+    if damage == "flip":
+        content[-5] ^= 1
+        file.write_bytes(content)
+    elif damage == "cut":
+        file.write_bytes(content[:-8])
+    elif damage == "remove":
+        file.unlink()
+    else:
+        (entry / "manifest.json").write_text("{")
+    again, rows = make()
+    assert prepare(again, rows) > 0 and "damaged" in caplog.text
+    assert torch.equal(rows.train_pairs.reference.chosen.values, data.train_pairs.reference.chosen.values)
+    assert prepare(*make()) == 0
+
+
+def test_an_interrupted_computation_leaves_no_entry(make, tmp_path, monkeypatch):
+    module, data = make()
+    monkeypatch.setattr(Scorer, "__call__", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
+    with pytest.raises(KeyboardInterrupt):
+        prepare(module, data)
+    assert not [p for p in (tmp_path / "cache").iterdir() if p.is_dir()]
+
+
+def test_rows_that_another_reference_was_joined_to_are_joined_anew(make):
+    module, data = make()
+    prepare(module, data)
+    first = data.train_pairs.reference.chosen.values
+    other, _ = make(model=llama(vocab_size=90))
+    assert prepare(other, data) > 0
+    assert not torch.allclose(first, data.train_pairs.reference.chosen.values)
+
+
+def test_after_training_the_start_is_gone_and_new_rows_are_refused(make):
+    module, data = make()
+    trainer().fit(module, datamodule=data)
+    _, fresh = make(max_length=12)
+    with pytest.raises(ValueError, match=r"has been trained since; name the reference's folder"):
+        prepare(module, fresh)
+
+
+def test_a_reference_of_its_own_path_gives_that_models_numbers(make, tmp_path):
+    reference = llama(seed=5, vocab_size=90)
+    reference.save_pretrained(tmp_path / "reference")
+    module, data = make(path=str(tmp_path / "reference"))
+    prepare(module, data)
+    batch = data.train_pairs.select([0, 1])
+    with torch.no_grad():
+        expected = Scorer(reference)(batch).chosen.values
+    torch.testing.assert_close(module.reference(batch).chosen.values, expected, atol=1e-5, rtol=0)
+
+
+def test_no_second_model_is_in_memory_while_training(make):
+    module, _ = make()
+    assert not list(module.reference.parameters())
+
+
+def test_live_scores_with_the_start_and_refuses_other_weights_under_its_path(make, reviews):
+    module, data = make()
+    prepare(module, data)
+    run = trainer()
+    batch = data.train_pairs.select([0, 1])
+    with torch.no_grad():
+        start = Scorer(module.policy)(batch).chosen.values
+        module.policy.lm_head.weight.mul_(1.5)
+        with module.reference.live(run) as scorer:
+            assert torch.equal(scorer(batch).chosen.values, start)
+    module.reference._weights = "others"
+    with pytest.raises(ValueError, match="does not hold the weights"), module.reference.live(run):
+        pass
+
+
+def test_a_cached_reference_without_a_datamodule_says_what_to_do(make):
+    module, data = make()
+    data.setup()
+    with pytest.raises(ValueError, match="CopyReference"):
+        trainer().fit(module, train_dataloaders=data.train_dataloader())
+
+
+def test_a_copy_is_frozen_and_casts_with_the_policy(reviews, few_reviews):
+    data = PreferenceDataModule(reviews / "model", few_reviews, batch_size=16)
+    module = DPOModule(
+        reviews / "model", partial(losses.dpo, beta=0.1), CopyReference(), partial(torch.optim.AdamW, lr=1e-2)
+    )
+    before = module.reference.model.lm_head.weight.clone()
+    run = trainer(precision="bf16-true")
+    run.fit(module, datamodule=data)
+    assert module.reference.model.dtype == torch.bfloat16 == module.policy.dtype
+    assert torch.equal(module.reference.model.lm_head.weight, before.bfloat16())
+    assert not torch.equal(module.policy.lm_head.weight, module.reference.model.lm_head.weight)
+    optimized = {id(p) for group in run.optimizers[0].param_groups for p in group["params"]}
+    assert not optimized & {id(p) for p in module.reference.parameters()}

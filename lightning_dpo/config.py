@@ -11,14 +11,14 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from hydra.errors import HydraException
+from hydra.errors import HydraException, OverrideParseException
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from lightning_dpo.errors import ConfigError
 from lightning_dpo.signatures import ArgumentError, check_arguments
 
-SECRET_KEY = re.compile(r"(api_?key|access_?key|secret|password|passwd|(^|[._])token)s?$", re.IGNORECASE)
+SECRET_KEY = re.compile(r"(api_?key|access_?key|secret|password|passwd|(^|[._])token)$", re.IGNORECASE)
 SPECIAL = ("_target_", "_partial_", "_recursive_", "_convert_", "_args_")
 
 
@@ -111,6 +111,11 @@ def _check_built(cfg: DictConfig, choices: dict[str, str | None]) -> None:
     except ReferenceRequired as error:
         raise ConfigError(f"reference={choices.get('reference')} with loss={choices.get('loss')}: {error}") from None
     try:
+        if cfg.samples.scorer is not None:
+            locate(cfg.samples.scorer)
+    except (ImportError, AttributeError) as error:
+        raise ConfigError(f"samples.scorer={cfg.samples.scorer}: {error}") from None
+    try:
         instantiate(cfg.optimizer)([torch.nn.Parameter(torch.zeros(1))])
     except (ValueError, RuntimeError) as error:
         raise ConfigError(f"optimizer: {error}{_in_file('optimizer', choices)}") from None
@@ -144,10 +149,12 @@ def locate(dotted: str) -> Any:
 def explain(error: BaseException, overrides: list[str]) -> str:
     """A Hydra or OmegaConf error in one line: the key, the value, what is allowed."""
     text = " ".join(line.strip() for line in str(error).splitlines() if line.strip() and "full_key" not in line)
+    if isinstance(error, OverrideParseException):
+        return f"{error.override}: {text}"
     for override in overrides:
         key = override.partition("=")[0].lstrip("+~")
         if f"'{key}'" in text and "Could not override" in text:
-            near = difflib.get_close_matches(key, known_keys(), n=3, cutoff=0.6)
+            near = difflib.get_close_matches(key, [k for k in known_keys() if k.count(".") == key.count(".")])
             hint = f"did you mean {' or '.join(near)}?" if near else _allowed_beside(key)
             return f"{override}: no such key; {hint}"
         if "Could not find" in text and key in text:

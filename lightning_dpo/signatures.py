@@ -8,6 +8,7 @@ import inspect
 import types
 import typing
 from collections.abc import Callable, Mapping
+from pathlib import Path
 from typing import Annotated, Any, Literal, Union
 
 
@@ -59,6 +60,8 @@ def _fits(value: Any, hint: Any) -> bool:
         return any(_fits(value, arg) for arg in args)
     if origin is Literal:
         return value in args and type(value) in {type(a) for a in args}
+    if origin is dict:
+        return isinstance(value, dict)
     if origin in (list, tuple, collections.abc.Sequence, collections.abc.Iterable):
         return isinstance(value, list | tuple)
     if hint is float:
@@ -69,12 +72,12 @@ def _fits(value: Any, hint: Any) -> bool:
         return isinstance(value, hint)
     if hint in (None, type(None)):
         return value is None
-    # Any other type cannot be written in YAML as a scalar; what a constructor takes is its own affair.
-    return not _is_scalar_hint(hint)
-
-
-def _is_scalar_hint(hint: Any) -> bool:
-    return inspect.isclass(hint) and hint.__module__ not in ("typing", "pathlib")
+    if hint is Path:
+        return isinstance(value, str | Path)
+    if inspect.isclass(hint):
+        return isinstance(value, hint) or (isinstance(value, dict) and "_target_" in value)
+    # Callables, protocols and type variables: what takes them finds out.
+    return True
 
 
 def in_range(value: float, interval: str) -> bool:

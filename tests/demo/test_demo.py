@@ -28,7 +28,8 @@ def test_every_word_is_in_the_vocabulary_of_about_a_hundred():
         "clever plot , dull music , warm cast . loved", "clever plot , dull music , warm cast", "", "loved it",
         "clever plot , dull music , warm cast . loved it it", "clever plot , dull music . loved it",
         "plot clever , dull music , warm cast . loved it", "very very dull plot , dull music , warm cast . loved it",
-        "clever plot , dull music , warm cast , warm cast , warm cast . loved it", "clever plot dull music , warm cast . loved it",
+        "clever plot , dull music , warm cast , warm cast , warm cast . loved it",
+        "clever plot dull music , warm cast . loved it",
     ],
 )  # fmt: skip
 def test_what_breaks_the_grammar_is_invalid_and_costs(text):

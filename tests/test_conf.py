@@ -1,0 +1,130 @@
+"""Every YAML composes and builds what it names; every wrong key or value is answered with what is allowed."""
+
+import pytest
+from hydra import compose, initialize_config_dir
+from omegaconf import OmegaConf
+
+from lightning_dpo import config
+from lightning_dpo.errors import ConfigError
+from tests.conftest import ROOT
+
+CONF = ROOT / "conf"
+CHOICES = sorted(f"{p.parent.name}={p.stem}" for p in CONF.glob("*/*.yaml"))
+FILL_IN = {"model=hf": ["model.path=org/name"], "data=jsonl": ["data.train=pairs.jsonl"]}
+
+config.register_resolvers()
+
+
+def composed(*overrides: str):
+    with initialize_config_dir(str(CONF), version_base="1.3"):
+        cfg = compose("train", list(overrides), return_hydra_config=True)
+    choices = dict(OmegaConf.to_container(cfg.hydra.runtime.choices))
+    OmegaConf.set_struct(cfg, False)
+    cfg.pop("hydra")
+    OmegaConf.set_struct(cfg, True)
+    cfg.output_dir = "outputs/test"
+    return cfg, choices
+
+
+def check(*overrides: str):
+    cfg, choices = composed(*overrides)
+    config.check(cfg, choices, list(overrides))
+    return cfg, choices
+
+
+@pytest.mark.parametrize("choice", CHOICES)
+def test_every_yaml_composes_and_is_accepted(choice):
+    free = ["loss=simpo"] if choice == "reference=none" else []
+    check(choice, *FILL_IN.get(choice, []), *free)
+
+
+@pytest.mark.parametrize("choice", CHOICES)
+def test_every_yaml_says_what_it_is(choice):
+    group, name = choice.split("=")
+    text = (CONF / group / f"{name}.yaml").read_text()
+    assert "#" in text or "defaults:" in text or group == "optimizer"
+
+
+def test_beta_is_one_key_with_a_default_per_loss():
+    for overrides, beta in ((["loss=ipo"], 0.1), (["loss=simpo"], 2.0), (["loss=ipo", "beta=0.3"], 0.3)):
+        cfg, _ = check(*overrides)
+        assert cfg.beta == cfg.loss.beta == beta
+
+
+def test_a_reference_free_loss_brings_no_reference_and_an_explicit_one_wins():
+    assert check("loss=simpo")[1]["reference"] == "none"
+    assert check("loss=simpo", "reference=cached")[1]["reference"] == "cached"
+
+
+@pytest.mark.parametrize(
+    ("overrides", "said"),
+    [
+        (["beta=-1"], "beta=-1: found -1; allowed: a number in (0, inf)"),
+        (["beta=abc"], "beta=abc: found the text 'abc'; allowed: a number in (0, inf)"),
+        (["beta=null"], "beta=null: found null"),
+        (["loss.label_smoothing=0.5"], "loss.label_smoothing=0.5: found 0.5; allowed: a number in [0, 0.5)"),
+        (["loss.beta=0.2"], "loss.beta=0.2 disagrees with beta=0.1; type beta=..."),
+        (["loss=ipo", "+loss.label_smoothing=0.1"], "loss.label_smoothing=0.1: unknown; allowed: logps, beta, average"),
+        (["loss=simpo", "loss.gamma=-1"], "loss.gamma=-1: found -1; allowed: a number in [0, inf)"),
+        (["optimizer.lr=x"], "optimizer.lr=x: found the text 'x'; allowed: a number"),
+        (["optimizer.lr=-1"], "optimizer: Invalid learning rate: -1"),
+        (["+optimizer.weight_decai=0"], "optimizer.weight_decai=0: unknown; allowed: params, lr"),
+        (["scheduler.name=cosin"], "scheduler.name=cosin: found the text 'cosin'; allowed: constant or lin"),
+        (["data.batch_size=0"], "data.batch_size=0: found 0; allowed: a whole number in [1, inf)"),
+        (["data.batch_size=1.5"], "data.batch_size=1.5: found 1.5; allowed: a whole number in [1, inf)"),
+        (["data.val=1.5"], "data.val=1.5: found 1.5; allowed: a text or"),
+        (["data=jsonl"], "data.train has no value; type data.train=..."),
+        (["model=hf"], "model.path has no value; type model.path=..."),
+        (["model.dtype=fp32"], "model.dtype=fp32: found the text 'fp32'; allowed: float32 or bfloat16"),
+        (["trainer.max_steps=x"], "trainer.max_steps=x: found the text 'x'; allowed: a whole number"),
+        (["+trainer.max_step=3"], "trainer.max_step=3: unknown; allowed: accelerator"),
+        (["trainer.devices=2"], "trainer.devices=2: one device is supported so far"),
+        (["trainer.precision=16-mixed"], "type optimizer.fused=false"),
+        (["trainer.max_epochs=-1"], "never ends; set one of them"),
+        (["reference=none"], "reference=none with loss=dpo: this loss compares the policy with a reference"),
+        (["samples.n=-1"], "samples.n=-1: found -1; allowed: a whole number in [0, inf)"),
+    ],
+)  # fmt: skip
+def test_a_wrong_value_is_named_with_what_is_allowed(overrides, said):
+    with pytest.raises(ConfigError) as error:
+        check(*overrides)
+    assert said in str(error.value)
+
+
+def test_the_file_of_a_wrong_value_is_named():
+    with pytest.raises(ConfigError, match=r"\(conf/optimizer/adamw.yaml\)"):
+        check("optimizer.lr=x")
+
+
+@pytest.mark.parametrize(
+    ("override", "said"),
+    [
+        ("los=ipo", "los=ipo: no such key; did you mean loss?"),
+        ("optimizer.lrr=1", "optimizer.lrr=1: no such key; did you mean optimizer.lr"),
+        ("data.qqqq=1", "data.qqqq=1: no such key; allowed: data.train, data.val, data.batch_size"),
+        ("loss=ip0", "dpo hinge ipo simpo"),
+        ("seed=[1", "seed=[1"),
+    ],
+)
+def test_hydras_own_errors_become_one_line(override, said):
+    with pytest.raises(Exception) as error:
+        composed(override)
+    line = config.explain(error.value, [override])
+    assert said in line and "\n" not in line and config.is_user_error(error.value)
+
+
+@pytest.mark.parametrize("override", ["logger.wandb.api_key=x", "+hf_token=x", "+a.password=x", "+model.secret=x"])
+def test_secrets_on_the_command_line_are_refused_without_repeating_them(override):
+    with pytest.raises(ConfigError, match="environment") as error:
+        config.refuse_secrets(["loss=ipo", override.replace("=x", "=hunter2")])
+    assert "hunter2" not in str(error.value)
+
+
+def test_a_key_about_tokens_of_text_is_no_secret():
+    config.refuse_secrets(["samples.max_new_tokens=3", "data.max_length=5"])
+
+
+@pytest.mark.parametrize("name", ["../../etc/passwd", "a/b", "x\ny", "", "..", "ü" * 300])
+def test_a_name_is_one_safe_path_component(name):
+    slug = config.slug(name)
+    assert slug and "/" not in slug and "\n" not in slug and slug not in (".", "..") and len(slug) <= 120

@@ -1,0 +1,239 @@
+"""The command, end to end: what a run leaves, what it says, and how it refuses."""
+
+import csv
+import json
+import logging
+import subprocess
+import sys
+
+import pytest
+import torch
+from omegaconf import OmegaConf
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+from lightning_dpo import DPOModule, train
+from lightning_dpo.demo import ASSETS
+from tests.conftest import ROOT
+
+
+@pytest.fixture
+def command(monkeypatch, capfd, tmp_path):
+    """Runs `python -m lightning_dpo.train ...` in this process; returns exit code and everything printed."""
+
+    def run(*arguments: str) -> tuple[int, str]:
+        monkeypatch.setattr(sys, "argv", ["train.py", *arguments])
+        monkeypatch.chdir(tmp_path)
+        handlers = logging.getLogger().handlers[:]
+        try:
+            train.main()
+            code = 0
+        except SystemExit as end:
+            code = end.code
+        finally:
+            logging.getLogger().handlers = handlers
+        return code, "".join(capfd.readouterr())
+
+    return run
+
+
+@pytest.fixture
+def short(few_reviews, tmp_path) -> list[str]:
+    """A run of a few seconds: 48 pairs, three steps an epoch."""
+    return [
+        f"data.train={few_reviews}", f"data.val={few_reviews}", "data.batch_size=16", "samples.n=8",
+        f"output_dir={tmp_path}/run", f"reference.cache_dir={tmp_path}/cache",
+    ]  # fmt: skip
+
+
+def rows(folder) -> list[dict[str, str]]:
+    with open(folder / "metrics.csv", newline="") as file:
+        return list(csv.DictReader(file))
+
+
+def test_a_run_leaves_the_files_of_the_contract(command, short, tmp_path):
+    code, said = command("loss=ipo", "beta=0.1", *short)
+    assert code == 0, said
+    folder = tmp_path / "run"
+    names = {p.name for p in folder.iterdir()}
+    contract = {
+        "config.yaml",
+        "metrics.csv",
+        "samples.jsonl",
+        "summary.json",
+        "checkpoints",
+        "model",
+        "wandb",
+        "train.log",
+    }
+    assert contract <= names
+
+    config = OmegaConf.load(folder / "config.yaml")
+    assert config.loss.beta == 0.1 and config.loss._target_ == "lightning_dpo.losses.ipo"
+
+    table = rows(folder)
+    trained, validated = ([r for r in table if r[name]] for name in ("train/loss", "val/loss"))
+    assert [r["step"] for r in trained] == ["1", "2", "3"] and [r["step"] for r in validated] == ["0", "3"]
+    names = "loss loss_margin rewards/chosen rewards/rejected rewards/margins rewards/accuracies"
+    names += " logps/chosen logps/rejected lengths/chosen lengths/rejected displacement/chosen_below_reference"
+    assert all(trained[0][f"train/{name}"] for name in f"{names} grad_norm lr".split())
+    assert all(validated[0][f"val/{name}"] for name in f"{names} kl kl_se samples/reward samples/valid".split())
+    assert float(validated[0]["val/loss"]) == pytest.approx(25)  # 1/(4 beta^2): the policy is its reference
+
+    summary = json.loads((folder / "summary.json").read_text())
+    last = {k: float(v) for row in (trained[-1], validated[-1]) for k, v in row.items() if v and k != "step"}
+    assert summary["metrics"] == pytest.approx(last, rel=1e-6)
+    assert summary["objective"] == {"name": "val/rewards/accuracies", "value": last["val/rewards/accuracies"]}
+    assert summary["reference_forwards"] > 0 and summary["pairs_per_second"] > 0 and summary["versions"]["torch"]
+
+    assert "«" in said and "held out" in said and "written to" in said and str(folder) in said.replace("\n", "")
+    assert "Traceback" not in said
+
+
+def test_the_policy_is_exported_for_transformers_and_for_lightning(command, short, tmp_path):
+    assert command(*short)[0] == 0
+    model = AutoModelForCausalLM.from_pretrained(tmp_path / "run" / "model")
+    module = DPOModule.load_from_checkpoint(tmp_path / "run" / "checkpoints" / "last.ckpt")
+    start = AutoModelForCausalLM.from_pretrained(ASSETS / "model")
+    assert torch.equal(model.lm_head.weight, module.policy.lm_head.weight)
+    assert not torch.equal(model.lm_head.weight, start.lm_head.weight)
+    tokenizer = AutoTokenizer.from_pretrained(tmp_path / "run" / "model")
+    assert (
+        tokenizer("clever plot")["input_ids"]
+        == AutoTokenizer.from_pretrained(ASSETS / "model")("clever plot")["input_ids"]
+    )
+    assert "dpo" in (tmp_path / "run" / "model" / "README.md").read_text()
+
+
+def test_a_second_run_reads_the_reference_of_the_first(command, short, tmp_path):
+    assert command(*short)[0] == 0
+    assert command(*short, "loss=ipo", "beta=0.5", "seed=3", f"output_dir={tmp_path}/second")[0] == 0
+    assert json.loads((tmp_path / "second" / "summary.json").read_text())["reference_forwards"] == 0
+
+
+def test_a_seed_gives_the_same_numbers_and_another_one_others(command, short, tmp_path):
+    for name, seed in (("a", 1), ("b", 1), ("c", 2)):
+        assert command(*short, f"seed={seed}", f"output_dir={tmp_path}/{name}", "logger=csv")[0] == 0
+    a, b, c = ((tmp_path / name / "metrics.csv").read_bytes() for name in "abc")
+    assert a == b != c
+
+
+def test_wandb_holds_the_metrics_of_the_csv(command, short, tmp_path):
+    assert command(*short, "logger.wandb.group=g", "run_name=named")[0] == 0
+    (run,) = (tmp_path / "run" / "wandb").glob("offline-run-*")
+    out = subprocess.run(
+        ["wandb", "leet", "inspect", "--json", str(run)], capture_output=True, text=True, check=True
+    ).stdout
+    text = "\n".join(out.splitlines())
+    assert '"named"' in text and '"g"' in text and "train/rewards/chosen" in text and "val/kl" in text
+    assert "label_smoothing" in text, "the resolved configuration"
+    value = next(r["train/loss"] for r in rows(tmp_path / "run") if r["train/loss"])
+    assert value[:12] in text
+
+
+def test_without_validation_there_is_nothing_held_out(command, short, tmp_path):
+    assert command(*short, "data.val=null", "logger=csv")[0] == 0
+    table = rows(tmp_path / "run")
+    assert len(table) == 3 and not any(name.startswith("val/") for name in table[0])
+    assert json.loads((tmp_path / "run" / "summary.json").read_text())["objective"]["value"] is None
+
+
+def test_reference_none_with_a_loss_that_needs_none(command, short, tmp_path):
+    assert command(*[s for s in short if "cache_dir" not in s], "loss=simpo", "logger=csv")[0] == 0
+    assert (
+        "val/kl" not in rows(tmp_path / "run")[0]
+        and "train/displacement/chosen_below_reference" not in rows(tmp_path / "run")[0]
+    )
+
+
+def test_a_used_folder_is_refused(command, short):
+    assert command(*short, "logger=csv")[0] == 0
+    code, said = command(*short, "logger=csv")
+    assert code == 2 and "holds a run already" in said
+
+
+def test_a_sweep_has_a_folder_per_job(command, short, tmp_path):
+    options = [s for s in short if not s.startswith("output_dir")]
+    code, said = command("-m", "beta=0.1,0.5", f"hydra.sweep.dir={tmp_path}/sweep", "logger=csv", *options)
+    assert code == 0, said
+    betas = [OmegaConf.load(p).beta for p in sorted((tmp_path / "sweep").glob("*/config.yaml"))]
+    assert betas == [0.1, 0.5]
+    code, said = command("-m", "beta=0.1,0.5", "output_dir=x")
+    assert code == 2 and "output_dir=... in a sweep" in said
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["los=ipo"], "los=ipo: no such key; did you mean loss?"),
+        (["loss=ip0"], "dpo"),
+        (["beta=-1"], "beta=-1: found -1; allowed: a number in (0, inf)"),
+        (["optimizer.lr=x"], "optimizer.lr=x: found the text 'x'; allowed: a number"),
+        (["reference=none"], "reference=none with loss=dpo"),
+        (["model.path=./nothing"], "model.path=./nothing: no such folder"),
+        (["data.train=nothing.jsonl"], "nothing.jsonl: no such file"),
+        (["samples.scorer=no.such.function"], "samples.scorer=no.such.function: No module named 'no'"),
+        (["logger.wandb.api_key=hunter2"], "secrets come from the environment"),
+    ],
+)
+def test_a_wrong_key_value_or_path_ends_with_code_2_and_one_line(command, arguments, said):
+    code, printed = command(*arguments)
+    (line,) = [line for line in printed.splitlines() if line.startswith("error: ")]
+    assert code == 2 and said in line and "Traceback" not in printed and "hunter2" not in printed
+
+
+def test_a_bad_row_ends_with_code_2_before_any_weight_loads(command, tmp_path, monkeypatch):
+    (tmp_path / "bad.jsonl").write_text('{"prompt": "a", "chosen": "b", "rejected": "c"}\n{"prompt": 1}\n')
+    monkeypatch.setattr("lightning_dpo.models.load_model", lambda *_, **__: pytest.fail("weights were loaded"))
+    code, said = command("data=jsonl", f"data.train={tmp_path}/bad.jsonl", f"output_dir={tmp_path}/run")
+    assert code == 2 and f"{tmp_path}/bad.jsonl:2: " in said
+
+
+def test_pairs_longer_than_the_models_positions_are_refused(command, tmp_path):
+    words = " clever" * 70
+    (tmp_path / "long.jsonl").write_text(json.dumps(dict(prompt="review of a", chosen=words, rejected=" dull")))
+    code, said = command(
+        "data=jsonl", f"data.train={tmp_path}/long.jsonl", "data.val=null", f"output_dir={tmp_path}/run"
+    )
+    assert code == 2 and "data.max_length=64" in said
+
+
+def test_online_without_a_key_or_a_network_goes_on_offline(command, short, tmp_path, monkeypatch):
+    monkeypatch.setenv("WANDB_MODE", "online")
+    monkeypatch.setenv("WANDB_API_KEY", "0" * 40)
+    monkeypatch.setenv("WANDB_BASE_URL", "http://127.0.0.1:9")
+    code, said = command(*short, "logger.wandb.settings.init_timeout=3")
+    assert code == 0 and "logging offline" in said, said
+    assert list((tmp_path / "run" / "wandb").glob("offline-run-*"))
+
+
+def test_help_lists_the_groups_and_loads_no_torch():
+    code = (
+        "import sys; sys.argv = ['train', '--help']\n"
+        "from lightning_dpo import train\n"
+        "train.main()\n"
+        "assert not {'torch', 'transformers', 'lightning'} & set(sys.modules)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT)
+    assert done.returncode == 0 and "loss: dpo, hinge, ipo, simpo" in done.stdout, done.stderr
+
+
+def test_real_chats_with_a_template_split_by_question(command, shared, tmp_path):
+    """Three steps; held-out accuracy after two epochs stands in the README's measurements."""
+    template = "{% for m in messages %}{{ m.role }}: {{ m.content }}\n{% endfor %}"
+    template += "{% if add_generation_prompt %}assistant: {% endif %}"
+    code, said = command(
+        "model=hf", f"model.path={shared}/models/stories260K", "data=jsonl",
+        f"data.train={shared}/data/truthfulqa_pairs.jsonl",
+        f"data.chat_template={_file(tmp_path, template)}",
+        "data.val=0.1", "data.max_length=512", "trainer.max_steps=3", "logger=csv",
+        "samples.n=4", "samples.max_new_tokens=16",
+        f"output_dir={tmp_path}/run", f"reference.cache_dir={tmp_path}/cache", "+trainer.limit_val_batches=2",
+    )  # fmt: skip
+    assert code == 0, said
+    assert len([r for r in rows(tmp_path / "run") if r["train/loss"]]) == 3
+
+
+def _file(folder, text: str):
+    path = folder / "template.jinja"
+    path.write_text(text)
+    return path

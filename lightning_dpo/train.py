@@ -60,6 +60,8 @@ def job(cfg: DictConfig) -> float | None:
 def train(cfg: DictConfig, choices: dict[str, str | None], overrides: list[str]) -> float | None:
     """Build the parts, data first so that a bad row is named before any weight loads, then fit and export."""
     begin = time.monotonic()
+    config.check(cfg, choices, overrides)  # before the slow imports: a wrong value is answered in seconds
+
     import lightning as L
     import torch
     from hydra.utils import instantiate
@@ -68,7 +70,6 @@ def train(cfg: DictConfig, choices: dict[str, str | None], overrides: list[str])
     from lightning_dpo.module import DPOModule
 
     console.quiet()
-    config.check(cfg, choices, overrides)
     models.checked_path(cfg.model.path)
     folder = run_folder.RunFolder(cfg)
     L.seed_everything(cfg.seed, verbose=False)

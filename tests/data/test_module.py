@@ -2,6 +2,7 @@
 
 import json
 
+import lightning as L
 import pytest
 import torch
 
@@ -38,6 +39,28 @@ def test_the_order_is_a_function_of_seed_and_epoch(reviews, few_reviews):
     assert order(made(seed=1), 0) != order(made(seed=2), 0)
     assert order(made(shuffle=False), 3) == list(range(48))
     assert order(made(seed=1, num_workers=2), 0) == order(made(seed=1), 0)
+
+
+def test_training_sees_every_row_once_an_epoch_each_epoch_in_its_own_order(reviews, few_reviews):
+    class Seen(L.LightningModule):
+        def __init__(self):
+            super().__init__()
+            self.weight = torch.nn.Parameter(torch.zeros(()))
+            self.rows: list[int] = []
+
+        def training_step(self, batch, batch_idx):
+            self.rows += batch.index.tolist()
+            return self.weight * 0
+
+        def configure_optimizers(self):
+            return torch.optim.SGD(self.parameters(), lr=0.0)
+
+    seen = Seen()
+    silent = dict(logger=False, enable_checkpointing=False, enable_progress_bar=False, enable_model_summary=False)
+    trainer = L.Trainer(max_epochs=2, accelerator="cpu", **silent)
+    trainer.fit(seen, datamodule=PreferenceDataModule(reviews / "model", few_reviews, batch_size=10))
+    first, second = seen.rows[:48], seen.rows[48:]
+    assert sorted(first) == sorted(second) == list(range(48)) and first != second
 
 
 def test_validation_is_a_file_a_share_of_the_prompts_or_nothing(reviews, few_reviews):

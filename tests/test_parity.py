@@ -106,10 +106,7 @@ def test_ten_steps_on_the_bundled_task(reviews, few_reviews, tmp_path, loss):
     follow(reviews / "model", few_reviews, tmp_path, loss, loss == "dpo", sgd, sgd)
 
 
-@pytest.mark.parametrize("cached", [True, False])
-def test_ten_steps_on_real_dialogues_with_a_really_pre_trained_model(shared, tmp_path, cached):
+def test_ten_steps_on_real_dialogues_with_a_really_pre_trained_model(shared, tmp_path):
     adamw = partial(torch.optim.AdamW, lr=5e-4, weight_decay=0.0, fused=True)
     adam = partial(torch.optim.Adam, lr=5e-4)  # without decay, AdamW is Adam
-    follow(
-        shared / "models" / "stories260K", shared / "data" / "hh_pairs64.jsonl", tmp_path, "dpo", cached, adamw, adam
-    )
+    follow(shared / "models" / "stories260K", shared / "data" / "hh_pairs64.jsonl", tmp_path, "dpo", True, adamw, adam)

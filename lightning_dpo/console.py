@@ -20,7 +20,7 @@ from lightning_dpo.samples import SampleCallback
 from lightning_dpo.tracking import MetricsCSV
 
 log = logging.getLogger(__name__)
-console = Console(highlight=False)
+console = Console(highlight=False, markup=False)  # paths and texts may hold square brackets
 
 TABLE = {
     "loss": "val/loss",
@@ -67,8 +67,8 @@ def header(cfg: DictConfig, choices: dict[str, str | None], module: DPOModule, d
         say(f"{name:10} {counts['pairs']:,} pairs of {counts['rows']:,} rows {dropped or ''}")
     say(f"output     {cfg.output_dir}")
     if choices.get("model") == "tiny" and "demo/assets" not in Path(cfg.model.path).as_posix():
-        say(f"[yellow]optimizer.lr={cfg.optimizer.lr:g} is the bundled tiny model's; for your own model "
-            "type model=hf model.path=..., or optimizer.lr=...[/yellow]")  # fmt: skip
+        advice = "for your own model type model=hf model.path=..., or optimizer.lr=..."
+        say(Text(f"optimizer.lr={cfg.optimizer.lr:g} is the bundled tiny model's; {advice}", style="yellow"))
     say(decoded_pair(data))
 
 

@@ -71,6 +71,8 @@ def train(cfg: DictConfig, choices: dict[str, str | None], overrides: list[str])
 
     console.quiet()
     models.checked_path(cfg.model.path)
+    if cfg.reference and cfg.reference.path:
+        models.checked_path(cfg.reference.path, "reference.path")
     folder = run_folder.RunFolder(cfg)
     L.seed_everything(cfg.seed, verbose=False)
 

@@ -170,6 +170,7 @@ def test_a_sweep_has_a_folder_per_job(command, short, tmp_path):
         (["optimizer.lr=x"], "optimizer.lr=x: found the text 'x'; allowed: a number"),
         (["reference=none"], "reference=none with loss=dpo"),
         (["model.path=./nothing"], "model.path=./nothing: no such folder"),
+        (["reference.path=./nothing"], "reference.path=./nothing: no such folder"),
         (["data.train=nothing.jsonl"], "nothing.jsonl: no such file"),
         (["samples.scorer=no.such.function"], "samples.scorer=no.such.function: No module named 'no'"),
         (["logger.wandb.api_key=hunter2"], "secrets come from the environment"),

@@ -149,6 +149,7 @@ def locate(dotted: str) -> Any:
 def explain(error: BaseException, overrides: list[str]) -> str:
     """A Hydra or OmegaConf error in one line: the key, the value, what is allowed."""
     text = " ".join(line.strip() for line in str(error).splitlines() if line.strip() and "full_key" not in line)
+    text = text.split(" Config search path")[0]
     if isinstance(error, OverrideParseException):
         return f"{error.override}: {text}"
     for override in overrides:

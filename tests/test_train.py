@@ -219,13 +219,15 @@ def test_help_lists_the_groups_and_loads_no_torch():
 
 
 def test_real_chats_with_a_template_split_by_question(command, shared, tmp_path):
-    """Three steps; held-out accuracy after two epochs stands in the README's measurements."""
+    """Three steps on 80 rows."""
     template = "{% for m in messages %}{{ m.role }}: {{ m.content }}\n{% endfor %}"
     template += "{% if add_generation_prompt %}assistant: {% endif %}"
+    with open(shared / "data" / "truthfulqa_pairs.jsonl", encoding="utf-8") as file:
+        rows_of_80 = [next(file) for _ in range(80)]
     code, said = command(
         "model=hf", f"model.path={shared}/models/stories260K", "data=jsonl",
-        f"data.train={shared}/data/truthfulqa_pairs.jsonl",
-        f"data.chat_template={_file(tmp_path, template)}",
+        f"data.train={_file(tmp_path, 'rows.jsonl', ''.join(rows_of_80))}",
+        f"data.chat_template={_file(tmp_path, 'template.jinja', template)}",
         "data.val=0.1", "data.max_length=512", "trainer.max_steps=3", "logger=csv",
         "samples.n=4", "samples.max_new_tokens=16",
         f"output_dir={tmp_path}/run", f"reference.cache_dir={tmp_path}/cache", "+trainer.limit_val_batches=2",
@@ -234,7 +236,7 @@ def test_real_chats_with_a_template_split_by_question(command, shared, tmp_path)
     assert len([r for r in rows(tmp_path / "run") if r["train/loss"]]) == 3
 
 
-def _file(folder, text: str):
-    path = folder / "template.jinja"
-    path.write_text(text)
+def _file(folder, name: str, text: str):
+    path = folder / name
+    path.write_text(text, encoding="utf-8")
     return path

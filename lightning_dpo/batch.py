@@ -13,14 +13,15 @@ class Ragged:
     Args:
         values: shape [sum of lengths].
         lengths: shape [row], int64. It stays on the CPU, so that reading a length never waits for a GPU.
+        ends: cumulative lengths, where they are at hand.
     """
 
     # A plain class on purpose: Lightning moves anything that has `.to(device)`, but rebuilds tuples and dataclasses
     # and casts their floats to the training precision, which would round cached float32 log-probabilities to bf16.
-    def __init__(self, values: Tensor, lengths: Tensor):
+    def __init__(self, values: Tensor, lengths: Tensor, ends: Tensor | None = None):
         self.values = values
         self.lengths = lengths
-        self._ends = lengths.cumsum(0)
+        self._ends = lengths.cumsum(0) if ends is None else ends
 
     @classmethod
     def from_rows(cls, rows: Sequence[Tensor | Sequence[int]], dtype: torch.dtype | None = None) -> "Ragged":
@@ -63,12 +64,15 @@ class TokenLogps(NamedTuple):
 class PairBatch:
     """Tokenised preference pairs, ragged: how they are laid out for the model is the scorer's business.
 
-    A whole data set is one PairBatch on the CPU, and a batch is a selection of its pairs.
+    A whole data source is one PairBatch on the CPU, and a batch is a selection of pairs.
 
     Args:
         prompt, chosen, rejected: token ids, one row per pair; a full sequence is prompt + chosen or prompt + rejected.
-        index: row numbers in the data set, shape [pair].
-        reference: cached log-probabilities under the reference, aligned with chosen and rejected; None without a cache.
+        index: row numbers, shape [pair]: in the source for a source, in the data set for a batch of it.
+        reference: cached log-probabilities under the reference, of the trained tokens; None without a cache.
+        trained: for chosen and rejected, per response token whether it is scored (uint8); None: all are.
+        weight: factor of each pair's loss, shape [pair]; None: 1.
+        margin: the gap that the data ask for, shape [pair]; None without a margin column.
     """
 
     def __init__(
@@ -78,25 +82,83 @@ class PairBatch:
         rejected: Ragged,
         index: Tensor,
         reference: TokenLogps | None = None,
+        trained: tuple[Ragged, Ragged] | None = None,
+        weight: Tensor | None = None,
+        margin: Tensor | None = None,
     ):
         self.prompt = prompt
         self.chosen = chosen
         self.rejected = rejected
         self.index = index
         self.reference = reference
+        self.trained = trained
+        self.weight = weight
+        self.margin = margin
         self.reference_of: str | None = None
         """Hash of the weights that `reference` was computed with."""
+        self.rows_used = 0
+        """In a stream: rows of the epoch that were read when the batch was full."""
 
     def __len__(self) -> int:
         return len(self.index)
 
     def select(self, pairs: Sequence[int]) -> "PairBatch":
         """The batch of these pairs, in this order."""
-        reference = self.reference and TokenLogps(*(side.select(pairs) for side in self.reference))
-        sides = (side.select(pairs) for side in (self.prompt, self.chosen, self.rejected))
-        return PairBatch(*sides, index=self.index[list(pairs)], reference=reference)
+        rows = list(pairs)
+        return self._map(lambda ragged: ragged.select(rows), lambda column: column[rows], self.index[rows])
 
     def to(self, *args, **kwargs) -> "PairBatch":
-        reference = self.reference and TokenLogps(*(side.to(*args, **kwargs) for side in self.reference))
-        sides = (side.to(*args, **kwargs) for side in (self.prompt, self.chosen, self.rejected))
-        return PairBatch(*sides, index=self.index, reference=reference)
+        return self._map(lambda ragged: ragged.to(*args, **kwargs), lambda c: c.to(*args, **kwargs), self.index)
+
+    def _map(self, ragged, column, index: Tensor) -> "PairBatch":
+        mapped = PairBatch(
+            *(ragged(side) for side in (self.prompt, self.chosen, self.rejected)),
+            index=index,
+            reference=self.reference and TokenLogps(*map(ragged, self.reference)),
+            trained=self.trained and (ragged(self.trained[0]), ragged(self.trained[1])),
+            weight=None if self.weight is None else column(self.weight),
+            margin=None if self.margin is None else column(self.margin),
+        )
+        mapped.rows_used = self.rows_used
+        return mapped
+
+    def trained_lengths(self) -> tuple[Tensor, Tensor]:
+        """How many response tokens of each pair are scored, chosen and rejected, each shape [pair]."""
+        if self.trained is None:
+            return self.chosen.lengths, self.rejected.lengths
+        chosen, rejected = (Ragged(m.values.double(), m.lengths).sum().long().cpu() for m in self.trained)
+        return chosen, rejected
+
+    @classmethod
+    def cat(cls, parts: "Sequence[PairBatch]") -> "PairBatch":
+        """All pairs of all parts, in order. A mask, weight or margin that a part lacks is filled with its default."""
+        if len(parts) == 1:
+            return parts[0]
+        chosen, rejected = (Ragged.cat([getattr(p, side) for p in parts]) for side in ("chosen", "rejected"))
+        reference, trained = None, None
+        if all(p.reference is not None for p in parts):
+            reference = TokenLogps(*(Ragged.cat(sides) for sides in zip(*(p.reference for p in parts), strict=True)))  # type: ignore[arg-type]
+        if any(p.trained is not None for p in parts):
+            masks = [p.trained or (_all(p.chosen), _all(p.rejected)) for p in parts]
+            trained = (Ragged.cat([m[0] for m in masks]), Ragged.cat([m[1] for m in masks]))
+        return cls(
+            Ragged.cat([p.prompt for p in parts]),
+            chosen,
+            rejected,
+            torch.cat([p.index for p in parts]),
+            reference,
+            trained,
+            _columns([p.weight for p in parts], parts, 1.0),
+            _columns([p.margin for p in parts], parts, 0.0),
+        )
+
+
+def _all(side: Ragged) -> Ragged:
+    return Ragged(torch.ones(len(side.values), dtype=torch.uint8), side.lengths)
+
+
+def _columns(columns: Sequence[Tensor | None], parts: Sequence[PairBatch], default: float) -> Tensor | None:
+    if all(column is None for column in columns):
+        return None
+    filled = (torch.full((len(p),), default).double() if c is None else c for c, p in zip(columns, parts, strict=True))
+    return torch.cat(list(filled))

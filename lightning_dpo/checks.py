@@ -28,8 +28,9 @@ def check_first_batch(scorer: Scorer, reference: Reference | None, batch: PairBa
     if reference is not None and reference.is_start:
         found["the reference"] = reference(pair)
     prompt = pair.prompt.row(0)
-    for side in TokenLogps._fields:
-        plain = full_logits_logps(scorer.model, prompt, getattr(pair, side).row(0)).sum().item()
+    for side, trained in zip(TokenLogps._fields, pair.trained or (None, None), strict=True):
+        plain = full_logits_logps(scorer.model, prompt, getattr(pair, side).row(0))
+        plain = (plain if trained is None else plain[trained.row(0).bool()]).sum().item()
         for name, logps in found.items():
             tokens = int(getattr(logps, side).lengths[0])
             _agree(

@@ -93,6 +93,13 @@ def _check_combinations(cfg: dict[str, Any]) -> None:
             "optimizer.fused=true with trainer.precision=16-mixed: a fused step unscales its gradients after they are "
             "clipped and logged; type optimizer.fused=false, or trainer.precision=bf16-mixed"
         )
+    data, choice = cfg["data"], cfg["reference"] or {}
+    if data.get("streaming") and choice.get("_target_", "").endswith("CachedReference"):
+        raise ConfigError(
+            "reference=cached with data.streaming=true: the cache needs all rows at once; type reference=copy"
+        )
+    if data.get("streaming") and trainer["max_steps"] == -1:
+        raise ConfigError("data.streaming=true: nobody knows how long a stream is; type trainer.max_steps=...")
     if trainer["max_epochs"] == -1 and trainer["max_steps"] == -1:
         raise ConfigError("trainer.max_epochs=-1 with trainer.max_steps=-1 never ends; set one of them")
 

@@ -2,9 +2,11 @@
 
 import logging
 import os
+import re
 import time
 import warnings
 from pathlib import Path
+from typing import Any
 
 import transformers
 from lightning.pytorch.callbacks import RichProgressBar
@@ -14,6 +16,8 @@ from rich.table import Table
 from rich.text import Text
 
 from lightning_dpo.data import PreferenceDataModule
+from lightning_dpo.data.report import data_report, plot_lengths
+from lightning_dpo.files import write_json
 from lightning_dpo.module import DPOModule
 from lightning_dpo.run_folder import RunFolder
 from lightning_dpo.samples import SampleCallback
@@ -55,31 +59,58 @@ def say(text: Text | str) -> None:
     log.info("%s", text.plain if isinstance(text, Text) else text)
 
 
-def header(cfg: DictConfig, choices: dict[str, str | None], module: DPOModule, data: PreferenceDataModule) -> None:
+def header(cfg: DictConfig, choices: dict[str, str | None], module: DPOModule) -> None:
     parameters = ", ".join(f"{k} {v}" for k, v in cfg.loss.items() if not str(k).startswith("_"))
     size = sum(p.numel() for p in module.policy.parameters())
     say(f"policy     {cfg.model.path} ({size:,} parameters, {cfg.model.dtype})")
     say(f"loss       {choices['loss']} ({parameters})   reference {choices['reference']}")
     say(f"optimizer  lr {cfg.optimizer.lr:g}, {cfg.scheduler.name}, {cfg.data.batch_size} pairs x "
         f"{cfg.trainer.accumulate_grad_batches} per step")  # fmt: skip
-    for name, counts in data.counts.items():
-        dropped = {k: v for k, v in counts.items() if k not in ("rows", "pairs") and v}
-        say(f"{name:10} {counts['pairs']:,} pairs of {counts['rows']:,} rows {dropped or ''}")
     say(f"output     {cfg.output_dir}")
     if choices.get("model") == "tiny" and "demo/assets" not in Path(cfg.model.path).as_posix():
         advice = "for your own model type model=hf model.path=..., or optimizer.lr=..."
         say(Text(f"optimizer.lr={cfg.optimizer.lr:g} is the bundled tiny model's; {advice}", style="yellow"))
-    say(decoded_pair(data))
 
 
-def decoded_pair(data: PreferenceDataModule) -> Text:
-    """The first training pair as the model sees it; the trained tokens are green and between marks."""
-    assert data.train_pairs is not None
-    text = Text("first pair, trained tokens between « and »\n")
-    prompt = str(data.tokenizer.decode(data.train_pairs.prompt.row(0).tolist()))
+def data_page(data: PreferenceDataModule, folder: Path) -> dict[str, Any]:
+    """Print the data report and write it to data_report.json, with data.report_plot its picture too."""
+    report = data_report(data)
+    write_json(folder / "data_report.json", report)
+    if data.report_plot:
+        plot_lengths(report, folder / "data_lengths.png")
+    if data.streaming:
+        say("train      a stream: rows are counted as they are read")
+    for source in report["sources"]:
+        lost = {**source["dropped"], **source["bad"]}
+        dropped = ", dropped " + ", ".join(f"{n:,} {reason}" for reason, n in lost.items()) if lost else ""
+        weight = f" x {source['weight']:g}" if source["weight"] != 1 else ""
+        say(f"{source['set']:10} {source['path']}{weight}: {source['rows']:,} rows{dropped}")
+    for name, described in report["sets"].items():
+        say(f"{name:10} {_described(described)}")
+    for warning in report["warnings"]:
+        say(Text(f"warning    {warning}", style="yellow"))
+    for example in report.get("examples", []):
+        say(_example(example))
+    return report
+
+
+def _described(described: dict[str, Any]) -> str:
+    lengths = (f"{side} {n['q50']} (95 %: {n['q95']})" for side, n in described["lengths"].items())
+    longer = described["longer_wins"]["accuracy"]
+    return (
+        f"{described['pairs']:,} pairs, {described['prompts']:,} prompts; median tokens: {', '.join(lengths)}; "
+        f'"the longer one wins": {longer:.1%}'
+    )
+
+
+def _example(example: dict[str, str]) -> Text:
+    """A training pair as the model sees it; the trained tokens stand between « and » and are green."""
+    text = Text(f"{example['where']}, trained tokens between « and »\n")
     for side in ("chosen", "rejected"):
-        response = data.tokenizer.decode(getattr(data.train_pairs, side).row(0).tolist())
-        text.append(f"  {side:9}").append(prompt, style="dim").append(f"«{response}»", style="green").append("\n")
+        text.append(f"  {side:9}").append(example["prompt"], style="dim")
+        for i, piece in enumerate(re.split("([«»])", example[side])):
+            text.append(piece, style="green" if i % 4 == 2 else "")
+        text.append("\n")
     return text
 
 

@@ -63,15 +63,15 @@ def checked_path(path: str | Path, key: str = "model.path") -> str:
     return text
 
 
-def check_fits(model: PreTrainedModel, datasets: dict[str, PairBatch]) -> None:
+def check_fits(model: PreTrainedModel, sources: dict[str, PairBatch]) -> None:
     """Errors: ConfigError where a pair is longer than the model's positions, or has a token it has no embedding for."""
     limit = getattr(model.config.get_text_config(), "max_position_embeddings", None)
     embeddings = model.get_input_embeddings().weight.shape[0]  # type: ignore[union-attr]
-    for name, pairs in datasets.items():
+    for name, pairs in sources.items():
         longest = int((pairs.prompt.lengths + torch.maximum(pairs.chosen.lengths, pairs.rejected.lengths)).max())
         if limit is not None and longest > limit:
             raise ConfigError(
-                f"data.max_length: the longest {name} pair has {longest} tokens, the model has {limit} positions; "
+                f"data.max_length: the longest pair of {name} has {longest} tokens, the model has {limit} positions; "
                 f"type data.max_length={limit}"
             )
         largest = max(int(side.values.max()) for side in (pairs.prompt, pairs.chosen, pairs.rejected))

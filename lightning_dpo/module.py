@@ -1,5 +1,6 @@
 """DPOModule: the training step, the optimizer and what is logged. It never learns which loss it holds."""
 
+from collections import defaultdict
 from collections.abc import Callable, Mapping
 from functools import partial
 from pathlib import Path
@@ -65,7 +66,7 @@ class DPOModule(L.LightningModule):
         plain = {"model": plain_config(self.policy), "loss": _plain_loss(self.loss)}
         self.save_hyperparameters({k: v for k, v in plain.items() if v is not None}, logger=False)
         self.scorer = Scorer(self.policy)
-        self._means = {"train": PairMeans(), "val": PairMeans()}
+        self._means = defaultdict(PairMeans)
         self._untrained = True
         """Whether the policy still is what it was when it was given."""
         self.train()
@@ -88,14 +89,17 @@ class DPOModule(L.LightningModule):
         # The sum: on_before_optimizer_step divides by the pairs of the whole step.
         return self._losses(batch, "train").sum()
 
-    def validation_step(self, batch: PairBatch, batch_idx: int) -> None:
-        self._losses(batch, "val")
+    def validation_step(self, batch: PairBatch, batch_idx: int, dataloader_idx: int = 0) -> None:
+        # A named set counts by itself and among all.
+        names = list(getattr(getattr(self.trainer, "datamodule", None), "val_sets", {}))
+        self._losses(batch, *{"val", names[dataloader_idx] if names else "val"})
 
-    def _losses(self, batch: PairBatch, stage: str) -> Tensor:
+    def _losses(self, batch: PairBatch, *stages: str) -> Tensor:
         reference = None if self.reference is None else self.reference(batch)
         logps = pair_logps(self.scorer(batch), reference)
         result = self.loss(logps)
-        self._means[stage].update(pair_metrics(logps, result))
+        for stage in stages:
+            self._means[stage].update(pair_metrics(logps, result))
         return result.loss
 
     def on_before_optimizer_step(self, optimizer: Optimizer) -> None:
@@ -110,8 +114,9 @@ class DPOModule(L.LightningModule):
         self._log("train", {**means, "grad_norm": norm, "lr": optimizer.param_groups[0]["lr"]}, done=1)
 
     def on_validation_epoch_end(self) -> None:
-        means, _ = self._means["val"].compute(self._all_reduce)
-        self._log("val", means, done=0)
+        for stage in [name for name in self._means if name != "train"]:
+            means, _ = self._means[stage].compute(self._all_reduce)
+            self._log(stage, means, done=0)
 
     def _log(self, stage: str, values: Mapping[str, Any], done: int) -> None:
         """One row. `step` is the number of optimizer steps done; this step itself counts already (`done`)."""

@@ -1,7 +1,6 @@
 """A run is a folder: what went in, what came out."""
 
 import json
-import os
 import platform
 import sys
 from importlib.metadata import version
@@ -13,8 +12,8 @@ from omegaconf import DictConfig, OmegaConf
 from transformers import PreTrainedTokenizerBase
 
 from lightning_dpo import models
-from lightning_dpo.data import PreferenceDataModule
 from lightning_dpo.errors import ConfigError
+from lightning_dpo.files import write_json
 from lightning_dpo.module import DPOModule
 from lightning_dpo.tracking import Clock, MetricsCSV
 
@@ -49,7 +48,7 @@ class RunFolder:
         models.export(module.policy, tokenizer, self.path / "model", card)
 
     def summarise(
-        self, module: DPOModule, data: PreferenceDataModule, metrics: MetricsCSV, clock: Clock, seconds: float
+        self, module: DPOModule, report: dict[str, Any], metrics: MetricsCSV, clock: Clock, seconds: float
     ) -> float | None:
         """Write summary.json, which marks a finished run; returns the objective (None if it was not logged)."""
         objective = metrics.last.get(self.cfg.objective)
@@ -58,7 +57,7 @@ class RunFolder:
             "metrics": metrics.last,
             "metrics_at_start": {k: v for k, v in metrics.first.items() if k.startswith("val/")},
             "steps": module.trainer.global_step,
-            "data": data.counts,
+            "data": report["pairs"],
             "reference_forwards": 0 if module.reference is None else module.reference.forwards,
             "seconds": round(seconds, 3),
             "train_seconds": round(clock.seconds, 3),
@@ -67,9 +66,7 @@ class RunFolder:
             "command": " ".join(sys.argv),
             "versions": {"python": platform.python_version(), **{p: version(p) for p in PACKAGES}},
         }
-        temporary = self.path / "summary.json.tmp"
-        temporary.write_text(json.dumps(summary, indent=2) + "\n", encoding="utf-8")
-        os.replace(temporary, self.path / "summary.json")
+        write_json(self.path / "summary.json", summary)
         return objective
 
 

@@ -1,7 +1,8 @@
 """Completions during validation: their KL to the reference, a scorer's view of them, and the texts themselves."""
 
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from itertools import islice
 from pathlib import Path
 from typing import Annotated, Any, NamedTuple
 
@@ -9,7 +10,8 @@ import lightning as L
 import torch
 from lightning.pytorch.utilities import rank_zero_only
 
-from lightning_dpo.batch import PairBatch, Ragged
+from lightning_dpo.batch import Ragged
+from lightning_dpo.data.sets import PairSet
 from lightning_dpo.generation import generate
 from lightning_dpo.module import DPOModule
 from lightning_dpo.scoring import Scorer
@@ -79,7 +81,7 @@ class SampleCallback(L.Callback):
     def draw(self, trainer: L.Trainer, module: DPOModule) -> list[Completion]:
         """Completions of the policy as it is now."""
         datamodule: Any = trainer.datamodule  # type: ignore[attr-defined]
-        prompts = self._prompts(module, datamodule.val_pairs)
+        prompts = self._prompts(module, datamodule.val_sets.values())
         with torch.no_grad(), trainer.precision_plugin.forward_context():
             responses = generate(
                 module.policy,
@@ -110,10 +112,10 @@ class SampleCallback(L.Callback):
             )
         ]
 
-    def _prompts(self, module: DPOModule, pairs: PairBatch) -> list[list[int]]:
+    def _prompts(self, module: DPOModule, sets: Iterable[PairSet]) -> list[list[int]]:
         limit = getattr(module.policy.config.get_text_config(), "max_position_embeddings", None)
         longest = float("inf") if limit is None else limit - self.max_new_tokens
-        prompts = [p for p in distinct_prompts(pairs) if len(p) <= longest][: self.n]
+        prompts = list(islice((p for p in distinct_prompts(sets) if len(p) <= longest), self.n))
         if not prompts:
             raise ValueError(
                 f"samples.max_new_tokens={self.max_new_tokens}: no validation prompt leaves that much room in the "
@@ -134,9 +136,16 @@ class SampleCallback(L.Callback):
                 logger.log_table("val/samples", columns=columns, data=data, step=trainer.global_step)  # type: ignore[attr-defined]
 
 
-def distinct_prompts(pairs: PairBatch) -> list[list[int]]:
+def distinct_prompts(sets: Iterable[PairSet]) -> Iterator[list[int]]:
     """The distinct prompts as token ids, in the order of their first row."""
-    return [list(p) for p in dict.fromkeys(tuple(row.tolist()) for row in pairs.prompt.rows())]
+    seen: set[tuple[int, ...]] = set()
+    for pairs in sets:
+        for position in range(len(pairs)):
+            stored, row = pairs.locate(position)
+            prompt = tuple(stored.pairs.prompt.row(row).tolist())
+            if prompt not in seen:
+                seen.add(prompt)
+                yield list(prompt)
 
 
 def named_scores(scorer: Callable[[list[str]], Any] | None, texts: list[str]) -> dict[str, list[float]]:

@@ -33,23 +33,34 @@ class Scorer:
         """Forward passes of the model so far."""
 
     def __call__(self, batch: PairBatch) -> TokenLogps:
-        """Log-probabilities of every chosen and rejected token of the batch, in nats."""
-        logps = self.responses(Ragged.cat([batch.prompt, batch.prompt]), Ragged.cat([batch.chosen, batch.rejected]))
-        tokens = len(batch.chosen.values)
-        return TokenLogps(Ragged(logps[:tokens], batch.chosen.lengths), Ragged(logps[tokens:], batch.rejected.lengths))
+        """Log-probabilities of every trained token of the chosen and rejected responses, in nats."""
+        trained = batch.trained and Ragged.cat(batch.trained).values.bool()
+        sides = Ragged.cat([batch.prompt, batch.prompt]), Ragged.cat([batch.chosen, batch.rejected])
+        logps = self.responses(*sides, trained=trained)
+        chosen, rejected = batch.trained_lengths()
+        tokens = int(chosen.sum())
+        return TokenLogps(Ragged(logps[:tokens], chosen), Ragged(logps[tokens:], rejected))
 
-    def responses(self, prompt: Ragged, response: Ragged, padding_side: str = "right") -> Tensor:
-        """Log-probability of each response token given all before it, end to end, shape [sum of response lengths]."""
-        layout = padded(prompt, response, padding_side)
+    def responses(
+        self, prompt: Ragged, response: Ragged, padding_side: str = "right", trained: Tensor | None = None
+    ) -> Tensor:
+        """Log-probability of each response token given all before it, end to end, shape [sum of response lengths].
+
+        Args:
+            trained: bool, shape [sum of response lengths]: the tokens to score, the others are context. None: all.
+        """
+        layout, targets = padded(prompt, response, padding_side), response.values
+        if trained is not None:
+            layout, targets = layout._replace(predictors=layout.predictors[trained]), targets[trained]
         self.forwards += 1
         if self._plain_head is None:
             self._plain_head = has_plain_head(self.model)
         if not self._plain_head:
-            return self._through_own_forward(layout, response.values)
+            return self._through_own_forward(layout, targets)
         with _captured_head_input(self.model) as captured:
             self.model(**layout.inputs, use_cache=False)
         hidden = captured[0].flatten(0, 1)[layout.predictors]  # [response token, width]
-        return self._in_chunks(hidden, response.values)
+        return self._in_chunks(hidden, targets)
 
     def _in_chunks(self, hidden: Tensor, targets: Tensor) -> Tensor:
         head = _head(self.model)

@@ -8,9 +8,6 @@ damaged entry is computed again.
 import hashlib
 import json
 import logging
-import os
-import shutil
-import tempfile
 from collections.abc import Callable
 from datetime import UTC, datetime
 from pathlib import Path
@@ -24,6 +21,7 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from lightning_dpo.batch import PairBatch, Ragged, TokenLogps
+from lightning_dpo.files import whole_folder, write_json
 
 log = logging.getLogger(__name__)
 
@@ -57,18 +55,15 @@ class ReferenceStore:
             if file_sha256(file) != manifest["sha256"]:
                 raise ValueError("its checksum differs from the manifest's")
             values = load_file(file)
-            return TokenLogps(
-                Ragged(_sized(values["chosen"], pairs.chosen), pairs.chosen.lengths),
-                Ragged(_sized(values["rejected"], pairs.rejected), pairs.rejected.lengths),
-            )
+            sides = zip(("chosen", "rejected"), pairs.trained_lengths(), strict=True)
+            return TokenLogps(*(Ragged(_sized(values[side], lengths), lengths) for side, lengths in sides))
         except (OSError, ValueError, KeyError, SafetensorError) as error:
             log.warning("the reference cache entry %s is damaged (%s); computing it again", entry, error)
             return None
 
     def _write(self, entry: Path, key: dict, logps: TokenLogps) -> None:
-        temporary = Path(tempfile.mkdtemp(prefix=f".{entry.name}.", dir=self.folder))
-        try:
-            file = temporary / "logps.safetensors"
+        with whole_folder(entry) as folder:
+            file = folder / "logps.safetensors"
             save_file({"chosen": logps.chosen.values, "rejected": logps.rejected.values}, file)
             manifest = {
                 "what": "log-probabilities of response tokens under the reference, nats, float32",
@@ -79,21 +74,14 @@ class ReferenceStore:
                 "created": datetime.now(UTC).isoformat(timespec="seconds"),
                 "versions": {"torch": torch.__version__, "transformers": transformers.__version__},
             }
-            (temporary / "manifest.json").write_text(json.dumps(manifest, indent=2) + "\n", encoding="utf-8")
-            for path in (file, temporary / "manifest.json"):
-                with open(path, "rb") as handle:
-                    os.fsync(handle.fileno())
-            shutil.rmtree(entry, ignore_errors=True)
-            temporary.rename(entry)
-        except BaseException:
-            shutil.rmtree(temporary, ignore_errors=True)
-            raise
+            write_json(folder / "manifest.json", manifest)
 
 
 def content_key(model: PreTrainedModel, weights: str, pairs: PairBatch, precision: str) -> dict:
     """What changes the numbers, and nothing else; `weights` is the hash of the model's."""
     config = {k: v for k, v in model.config.to_dict().items() if k not in ("_name_or_path", "transformers_version")}
-    tokens = (t for side in (pairs.prompt, pairs.chosen, pairs.rejected) for t in (side.values, side.lengths))
+    sides = (pairs.prompt, pairs.chosen, pairs.rejected, *(pairs.trained or ()))
+    tokens = (t for side in sides for t in (side.values, side.lengths))
     return {
         "format": FORMAT,
         "weights": weights,
@@ -122,7 +110,7 @@ def file_sha256(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def _sized(values: Tensor, like: Ragged) -> Tensor:
-    if values.shape != like.values.shape:
-        raise ValueError(f"it holds {len(values)} values for {len(like.values)} tokens")
+def _sized(values: Tensor, lengths: Tensor) -> Tensor:
+    if len(values) != int(lengths.sum()):
+        raise ValueError(f"it holds {len(values)} values for {int(lengths.sum())} tokens")
     return values

@@ -79,6 +79,9 @@ def train(cfg: DictConfig, choices: dict[str, str | None], overrides: list[str])
     tokenizer = models.load_tokenizer(cfg.model.path, cfg.model.trust_remote_code)
     data = instantiate(cfg.data, tokenizer=tokenizer)
     data.setup()
+    report = console.data_page(data, folder.path)
+    if data.report:
+        return None
     policy = instantiate(cfg.model)
     models.check_fits(policy, data.pairs())
     module = DPOModule(
@@ -101,13 +104,13 @@ def train(cfg: DictConfig, choices: dict[str, str | None], overrides: list[str])
     )
     for logger in trainer.loggers:
         logger.log_hyperparams(OmegaConf.to_container(cfg, resolve=True))
-    console.header(cfg, choices, module, data)
+    console.header(cfg, choices, module)
     try:
-        if data.val_pairs is not None:
+        if data.val_sets:
             trainer.validate(module, datamodule=data, verbose=False)
         trainer.fit(module, datamodule=data)
         folder.export(trainer, module, tokenizer, choices)
-        objective = folder.summarise(module, data, metrics, clock, seconds=time.monotonic() - begin)
+        objective = folder.summarise(module, report, metrics, clock, seconds=time.monotonic() - begin)
         console.footer(metrics, samples, folder)
         return objective
     finally:

@@ -51,6 +51,12 @@ def random_pairs(pairs: int = 6, seed: int = 0, vocabulary: int = 61) -> PairBat
     return PairBatch(side(), side(), side(), index=torch.arange(pairs))
 
 
+@pytest.fixture(autouse=True, scope="session")
+def home(tmp_path_factory):
+    """Caches under the home folder are the session's own."""
+    os.environ["HOME"] = str(tmp_path_factory.mktemp("home"))
+
+
 @pytest.fixture(params=FAMILIES)
 def model(request):
     return FAMILIES[request.param]()

@@ -15,11 +15,17 @@ LAYERS = [
     {"run_folder"},
     {"samples"},
     {"module", "data.module", "tracking"},
-    {"checks", "data.tokenize", "data"},
-    {"reference", "optim", "data.rows"},
+    {"checks", "data", "data.report", "data.stream"},
+    {"reference", "optim", "data.sets", "data.warn"},
+    {"data.store"},
+    {"data.encode"},
+    {"data.tokenize", "data.cut"},
+    {"data.chat", "data.formats", "data.sources"},
+    {"data.dialogue", "data.lines"},
+    {"data.rows"},
     {"store", "generation", "models", "metrics"},
     {"scoring", "losses", "losses.with_reference", "losses.without_reference", "losses.types"},
-    {"batch", "signatures", "errors", "demo"},
+    {"batch", "signatures", "errors", "files", "demo"},
 ]
 """From the top; a module imports from lower layers, or from its own package."""
 

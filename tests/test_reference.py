@@ -35,6 +35,12 @@ def make(reviews, few_reviews, tmp_path):
     return build
 
 
+def stored(data):
+    """All pairs of the one source."""
+    (pairs,) = data.pairs().values()
+    return pairs
+
+
 def prepare(module, data, **options) -> int:
     """Join the reference and return how many forward passes that took."""
     data.setup()
@@ -98,7 +104,7 @@ def test_a_damaged_entry_is_noticed_and_computed_again(make, tmp_path, damage, c
         (entry / "manifest.json").write_text("{")
     again, rows = make()
     assert prepare(again, rows) > 0 and "damaged" in caplog.text
-    assert torch.equal(rows.train_pairs.reference.chosen.values, data.train_pairs.reference.chosen.values)
+    assert torch.equal(stored(rows).reference.chosen.values, stored(data).reference.chosen.values)
     assert prepare(*make()) == 0
 
 
@@ -113,10 +119,10 @@ def test_an_interrupted_computation_leaves_no_entry(make, tmp_path, monkeypatch)
 def test_rows_that_another_reference_was_joined_to_are_joined_anew(make):
     module, data = make()
     prepare(module, data)
-    first = data.train_pairs.reference.chosen.values
+    first = stored(data).reference.chosen.values
     other, _ = make(model=llama(vocab_size=90))
     assert prepare(other, data) > 0
-    assert not torch.allclose(first, data.train_pairs.reference.chosen.values)
+    assert not torch.allclose(first, stored(data).reference.chosen.values)
 
 
 def test_after_training_the_start_is_gone_and_new_rows_are_refused(make):

@@ -89,5 +89,5 @@ def test_completions_must_fit_into_the_models_positions(reviews, few_reviews):
     data = PreferenceDataModule(reviews / "model", few_reviews, val=few_reviews)
     data.setup()
     with pytest.raises(ValueError, match="samples.max_new_tokens=60"):
-        SampleCallback(n=4, max_new_tokens=60)._prompts(module, data.val_pairs)
+        SampleCallback(n=4, max_new_tokens=60)._prompts(module, data.val_sets.values())
     assert Scorer(module.policy).forwards == 0

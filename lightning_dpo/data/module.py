@@ -1,17 +1,23 @@
-"""PreferenceDataModule: files of preference pairs -> ragged batches."""
+"""PreferenceDataModule: sources of preference pairs -> ragged batches."""
 
-from collections.abc import Iterator
+from collections.abc import Mapping
+from functools import cached_property
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any, Literal
 
 import lightning as L
-import torch
-from torch.utils.data import DataLoader, Sampler
+from torch.utils.data import DataLoader
 from transformers import PreTrainedTokenizerBase
 
 from lightning_dpo.batch import PairBatch
-from lightning_dpo.data.rows import read_rows, split_by_prompt
+from lightning_dpo.data.encode import Work
+from lightning_dpo.data.formats import COLUMNS, Format, RankedPairs
+from lightning_dpo.data.sets import EpochSampler, PairSet, split_by_prompt
+from lightning_dpo.data.sources import Source, sources
+from lightning_dpo.data.store import CACHE_DIR, Stored, TokenStore
+from lightning_dpo.data.stream import PairStream, StreamLoader
 from lightning_dpo.data.tokenize import PairTokenizer
+from lightning_dpo.errors import DataError
 from lightning_dpo.models import load_tokenizer
 
 
@@ -20,16 +26,28 @@ class PreferenceDataModule(L.LightningDataModule):
 
     Args:
         tokenizer: a tokenizer, or the folder or hub id of one.
-        train: JSONL file of rows with `prompt`, `chosen`, `rejected`, as text or as chat messages.
-        val: JSONL file, or the share of distinct prompts that is held out (a prompt is never on both sides), or None.
+        train: a JSONL, JSON or Parquet file, a folder saved by `datasets`, or a hub id; or a list of those and of
+            `{path, weight, subset, split, revision}`, where weight is the passes over that source per epoch.
+        val: a source like `train`; the share of distinct prompts that is held out (a prompt is never on both sides);
+            several named sources `{name: source}`, which log `val/<name>/...`; or None.
         batch_size: pairs per micro-batch and rank.
         max_length: longest prompt + response, tokens. A longer response is cut on the right; a pair whose prompt alone
             fills it is dropped and counted. None: no limit.
+        max_prompt_length: longest prompt, tokens; a longer one is cut on the left, behind the system message.
+        turns: which assistant turns of a response of several turns are trained.
+        ranked: which pairs a ranked list of responses gives.
+        columns: names of the fields prompt, chosen, rejected, responses, ranks, scores; None for a field to ignore.
+        weight_column, margin_column: fields with a number per row, for the loss.
+        subset, split, revision: of hub data sets that don't name their own (the split of validation is its own).
+        streaming: tokenise while training and keep nothing, for sets larger than the disk.
+        on_bad_row: stop at rows that are no preference pair, or drop and count them.
         shuffle: a new order each epoch, a function of seed and epoch.
-        num_workers: processes that prepare batches.
+        num_workers: processes that prepare batches. num_proc: processes that tokenise.
         chat_template: Jinja text, or a file of it; replaces the tokenizer's own.
+        cache_dir: where tokenised sources are kept, found by content.
+        report, report_plot: for the command `train`: stop after the data report; draw its lengths.
 
-    After `setup`: `train_pairs`, `val_pairs` (None without validation), and `counts`, rows by what became of them.
+    After `setup`: `train_pairs` and `val_sets` by name, each a PairSet (with `streaming` there is no `train_pairs`).
 
     Errors: DataError names the file, line and field of a row that is not a preference pair.
     """
@@ -37,57 +55,117 @@ class PreferenceDataModule(L.LightningDataModule):
     def __init__(
         self,
         tokenizer: PreTrainedTokenizerBase | str | Path,
-        train: str | Path,
-        val: str | Path | Annotated[float, "(0, 1)"] | None = None,
+        train: str | Path | list,
+        val: str | Path | Annotated[float, "(0, 1)"] | list | dict | None = None,
         batch_size: Annotated[int, "[1, inf)"] = 8,
         max_length: Annotated[int, "[2, inf)"] | None = None,
+        max_prompt_length: Annotated[int, "[1, inf)"] | None = None,
+        turns: Literal["last", "all"] = "last",
+        ranked: RankedPairs = "all",
+        columns: dict[str, str | None] | None = None,
+        weight_column: str | None = None,
+        margin_column: str | None = None,
+        subset: str | None = None,
+        split: str | None = None,
+        revision: str | None = None,
+        streaming: bool = False,
+        on_bad_row: Literal["stop", "drop"] = "stop",
         shuffle: bool = True,
         num_workers: Annotated[int, "[0, inf)"] = 0,
+        num_proc: Annotated[int, "[1, inf)"] = 1,
         chat_template: str | None = None,
+        cache_dir: str | Path = CACHE_DIR,
+        report: bool = False,
+        report_plot: bool = False,
         seed: int = 0,
     ):
         super().__init__()
         self.tokenizer = load_tokenizer(tokenizer) if isinstance(tokenizer, str | Path) else tokenizer
         if chat_template is not None:
             self.tokenizer.chat_template = _template_text(chat_template)
-        self.encoder = PairTokenizer(self.tokenizer, max_length)
-        self.train, self.val = train, val
+        self.encoder = PairTokenizer(self.tokenizer, max_length, max_prompt_length, turns)
+        self.format = Format(_columns(columns or {}), weight_column, margin_column, ranked)
+        self.store, self.num_proc, self.stop_at_bad = TokenStore(cache_dir), num_proc, on_bad_row == "stop"
+        self.train, self.val, self.streaming = train, val, streaming
+        self.hub = {"subset": subset, "split": split, "revision": revision}
         self.batch_size, self.shuffle, self.num_workers, self.seed = batch_size, shuffle, num_workers, seed
-        self.train_pairs: PairBatch | None = None
-        self.val_pairs: PairBatch | None = None
-        self.stop_ids: list[int] = []
-        self.counts: dict[str, dict[str, int]] = {}
+        self.report, self.report_plot = report, report_plot
+        self.train_pairs: PairSet | None = None
+        self.val_sets: dict[str, PairSet] = {}
+        self._epoch = self._batches = self._rows_used = 0
+        if streaming and isinstance(val, float):
+            raise DataError(
+                f"data.val={val} with data.streaming=true: a stream cannot be split by prompt; name a source"
+            )
+        if streaming and (report or report_plot):
+            raise DataError(
+                "data.report with data.streaming=true: a stream is read as it is trained; type data.streaming=false"
+            )
+        if streaming and num_workers > 1:
+            raise DataError(
+                f"data.num_workers={num_workers} with data.streaming=true: a stream is read by one; type 0 or 1"
+            )
+
+    @cached_property
+    def sources(self) -> list[Source]:
+        return sources(self.train, "data.train", **self.hub)
 
     def setup(self, stage: str | None = None) -> None:
-        if self.train_pairs is not None:
+        if self.train_pairs is not None or self.val_sets:
             return
-        rows = {"train": read_rows(self.train)}
-        if isinstance(self.val, str | Path):
-            rows["val"] = read_rows(self.val)
-        elif self.val is not None:
-            rows["train"], rows["val"] = split_by_prompt(rows["train"], self.val)
-        encoded = {}
-        for name, part in rows.items():
-            encoded[name], counts = self.encoder.encode(part)
-            self.counts[name] = {"rows": len(part), "pairs": len(encoded[name]), **counts}
-        self.train_pairs, self.val_pairs = encoded["train"], encoded.get("val")
-        # A completion ends where a response does; a chat model may also fall back on EOS.
-        ends = {self.encoder.end_id(row) for part in rows.values() for row in part}
-        self.stop_ids = sorted(ends | {self.encoder.tokenizer.eos_token_id})  # type: ignore[type-var]
+        train = [] if self.streaming else [self._stored(source) for source in self.sources]
+        if isinstance(self.val, float):
+            self.train_pairs, val = split_by_prompt(train, self.val)
+            self.val_sets = {"val": val}
+            return
+        named = self.val if isinstance(self.val, Mapping) and "path" not in self.val else {"": self.val}
+        for name, given in named.items():
+            if given is not None:
+                held_out = sources([given] if isinstance(given, Mapping) else given, f"data.val{name and '.'}{name}")
+                parts = [self._stored(source) for source in held_out]
+                self.val_sets[f"val/{name}" if name else "val"] = _not_empty(PairSet(parts), f"data.val={given}")
+        if not self.streaming:
+            self.train_pairs = _not_empty(PairSet(train), f"data.train={self.train}")
+
+    def _stored(self, source: Source) -> Stored:
+        return self.store.get(source, Work(self.format, self.encoder), self.num_proc, self.stop_at_bad)
+
+    def sets(self) -> dict[str, PairSet]:
+        """The sets by name: `train`, and `val` or `val/<name>`."""
+        train = {} if self.train_pairs is None else {"train": self.train_pairs}
+        return {**train, **self.val_sets}
 
     def pairs(self) -> dict[str, PairBatch]:
-        """The data sets by name, `train` and, if there is one, `val`."""
-        named = {"train": self.train_pairs, "val": self.val_pairs}
-        return {name: pairs for name, pairs in named.items() if pairs is not None}
+        """All pairs of each source, by set and path: what a reference is computed for."""
+        named = [(f"{name}, {part.source.path}", part) for name, pairs in self.sets().items() for part in pairs.parts]
+        return {name: part.pairs for name, part in {id(part): (name, part) for name, part in reversed(named)}.values()}
+
+    @property
+    def stop_ids(self) -> list[int]:
+        """Token ids at which a completion ends: where responses do, and EOS."""
+        ends = {i for pairs in self.sets().values() for part in pairs.parts for i in part.manifest["ends"]}
+        return sorted(ends | {self.tokenizer.eos_token_id})  # type: ignore[type-var]
 
     def train_dataloader(self) -> DataLoader:
+        if self.streaming:
+            stream = PairStream(
+                self.sources, self.format, self.encoder, self.batch_size, self.seed, self.shuffle, self.stop_at_bad
+            )
+            stream.skip_rows = self._rows_used
+            loader: DataLoader = StreamLoader(stream, self.num_workers)
+            loader.epoch = self._epoch  # type: ignore[attr-defined]
+            return loader
         assert self.train_pairs is not None, "call setup() first"
-        return self._loader(self.train_pairs, EpochSampler(len(self.train_pairs), self.seed, self.shuffle))
+        weights = [source.weight for source in self.sources]
+        order = EpochSampler(self.train_pairs.sizes, weights, self.seed, self.shuffle)
+        order.set_epoch(self._epoch)
+        order.start = self._batches * self.batch_size
+        return self._loader(self.train_pairs, order)
 
-    def val_dataloader(self) -> DataLoader | list:
-        return [] if self.val_pairs is None else self._loader(self.val_pairs, range(len(self.val_pairs)))
+    def val_dataloader(self) -> list[DataLoader]:
+        return [self._loader(pairs, range(len(pairs))) for pairs in self.val_sets.values()]
 
-    def _loader(self, pairs: PairBatch, order) -> DataLoader:
+    def _loader(self, pairs: PairSet, order) -> DataLoader:
         return DataLoader(
             range(len(pairs)),  # type: ignore[arg-type]
             batch_size=self.batch_size,
@@ -97,24 +175,37 @@ class PreferenceDataModule(L.LightningDataModule):
             persistent_workers=self.num_workers > 0,
         )
 
+    def on_after_batch_transfer(self, batch: PairBatch, dataloader_idx: int) -> PairBatch:
+        if self.trainer is not None and self.trainer.training:
+            self.used(batch, self.trainer.current_epoch)
+        return batch
 
-class EpochSampler(Sampler[int]):
-    """Row numbers in an order that is a function of seed and epoch; Lightning tells the epoch."""
+    def used(self, batch: PairBatch, epoch: int) -> None:
+        """Note that training has taken this batch: `state_dict` is the position after it."""
+        self._batches = self._batches + 1 if epoch == self._epoch else 1
+        self._epoch, self._rows_used = epoch, batch.rows_used
 
-    def __init__(self, rows: int, seed: int, shuffle: bool):
-        self.rows, self.seed, self.shuffle, self.epoch = rows, seed, shuffle, 0
+    def state_dict(self) -> dict[str, Any]:
+        """The position in the order of the data: epoch, batches taken in it, and rows of a stream."""
+        return {"epoch": self._epoch, "batches": self._batches, "rows_used": self._rows_used}
 
-    def set_epoch(self, epoch: int) -> None:
-        self.epoch = epoch
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """The next training loader begins at this position."""
+        self._epoch, self._batches = state_dict["epoch"], state_dict["batches"]
+        self._rows_used = state_dict["rows_used"]
 
-    def __len__(self) -> int:
-        return self.rows
 
-    def __iter__(self) -> Iterator[int]:
-        if not self.shuffle:
-            return iter(range(self.rows))
-        generator = torch.Generator().manual_seed(self.seed * 1_000_003 + self.epoch)
-        return iter(torch.randperm(self.rows, generator=generator).tolist())
+def _columns(given: Mapping[str, str | None]) -> dict[str, str | None]:
+    if unknown := set(given) - set(COLUMNS):
+        raise DataError(f"data.columns: unknown {', '.join(sorted(unknown))}; allowed: {', '.join(COLUMNS)}")
+    return {**COLUMNS, **given}
+
+
+def _not_empty(pairs: PairSet, key: str) -> PairSet:
+    if len(pairs) == 0:
+        lost = {name: n for part in pairs.parts for name, n in part.manifest["dropped"].items()}
+        raise DataError(f"{key}: no pair is left of the rows; dropped: {lost}")
+    return pairs
 
 
 def _template_text(template: str) -> str:

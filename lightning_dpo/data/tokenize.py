@@ -7,36 +7,49 @@
    template prints after it is left out), or EOS where there is no template or it prints no special token. A cut
    response has none.
 4. A tokenizer that wants a BOS gets exactly one, whether the template prints it or not.
+5. A response of several turns is trained on the assistant's last one, or on all of them (`turns`); the rest is context.
+6. Prompts are cut first, on the left (`max_prompt_length`, in cut.py), then responses on the right (`max_length`).
 """
 
+import re
 from collections.abc import Sequence
 from functools import cached_property
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
-import torch
+from tokenizers import Tokenizer
 from transformers import PreTrainedTokenizerBase
 
-from lightning_dpo.batch import PairBatch, Ragged
-from lightning_dpo.data.rows import Row
+from lightning_dpo.data.chat import Chat
+from lightning_dpo.data.cut import cut_prompt
+from lightning_dpo.data.rows import BadRow, Dropped, Messages, Response, Row
 from lightning_dpo.errors import DataError
 
-ROWS_AT_ONCE = 1000
+Span = tuple[int, int]
+FLAGS = ("merged_border", "special_token_in_text", "double_bos", "cut_prompt", "cut_chosen", "cut_rejected", "no_space")
+"""What is noted about a pair, one bit each, in this order."""
 
 
-class EndOfTurn(NamedTuple):
-    """What a chat template prints after the last assistant message: `printed`, of which `kept` stays."""
+class Side(NamedTuple):
+    """A full text, and the character spans that are trained; None: all that follows the prompt."""
 
-    printed: str
-    kept: str
-    token_id: int | None
+    text: str
+    spans: list[Span] | None = None
 
 
 class Encoded(NamedTuple):
-    """Token ids of one pair, uncut."""
+    """Token ids of one pair after cutting.
+
+    chosen_trained, rejected_trained: per response token, whether it is scored; None: all are.
+    flags: bits in the order of FLAGS. tokens_cut: of the prompt and of both responses.
+    """
 
     prompt: list[int]
     chosen: list[int]
     rejected: list[int]
+    chosen_trained: list[bool] | None
+    rejected_trained: list[bool] | None
+    flags: int
+    tokens_cut: int
 
 
 class PairTokenizer:
@@ -45,96 +58,129 @@ class PairTokenizer:
     Args:
         tokenizer: with a chat template if rows are chats.
         max_length: longest prompt + response in tokens; longer responses are cut on the right. None: no limit.
+        max_prompt_length: longest prompt in tokens; longer prompts are cut on the left, behind the system message.
+        turns: which assistant turns of a response of several are trained.
     """
 
-    def __init__(self, tokenizer: PreTrainedTokenizerBase, max_length: int | None = None):
+    def __init__(
+        self,
+        tokenizer: PreTrainedTokenizerBase,
+        max_length: int | None = None,
+        max_prompt_length: int | None = None,
+        turns: Literal["last", "all"] = "last",
+    ):
         self.tokenizer = tokenizer
-        self.max_length = max_length
+        self.max_length, self.max_prompt_length, self.turns = max_length, max_prompt_length, turns
         if tokenizer.eos_token_id is None:
             raise DataError("the tokenizer has no EOS token, so a response could never end")
+        if not tokenizer.is_fast:
+            raise DataError("the tokenizer is a slow one, without character offsets; save it with a tokenizer.json")
+        self.chat = Chat(tokenizer)
 
-    def encode(self, rows: Sequence[Row]) -> tuple[PairBatch, dict[str, int]]:
-        """The pairs that can be trained, and how many rows were dropped by reason or cut.
+    def encode(self, rows: Sequence[Row]) -> list[Encoded | Dropped | BadRow]:
+        """Each row's tokens, or why it has none; one answer per row, in order.
 
-        Counts: `prompt_too_long` (the prompt alone fills max_length), `no_prompt_token` (nothing precedes the first
-        response token), `cut_responses` (kept, without their end).
+        Dropped: `prompt_too_long` (it fills max_length, or no part of it may be cut), `no_prompt_token` (nothing
+        precedes the first response token), `identical_tokens` (the texts differ), `identical_after_cut`, `nothing_trained` (the cut took all of it).
         """
-        counts = {"prompt_too_long": 0, "no_prompt_token": 0, "cut_responses": 0}
-        prompts, chosen, rejected, index = [], [], [], []
-        for start in range(0, len(rows), ROWS_AT_ONCE):
-            part = rows[start : start + ROWS_AT_ONCE]
-            for i, pair in enumerate(self._encode_part(part), start):
-                room = max(map(len, pair)) if self.max_length is None else self.max_length - len(pair.prompt)
-                if not pair.prompt:
-                    counts["no_prompt_token"] += 1
-                elif room <= 0:
-                    counts["prompt_too_long"] += 1
-                else:
-                    counts["cut_responses"] += (len(pair.chosen) > room) + (len(pair.rejected) > room)
-                    prompts.append(pair.prompt)
-                    chosen.append(pair.chosen[:room])
-                    rejected.append(pair.rejected[:room])
-                    index.append(i)
-        if not index:
-            raise DataError(f"no row is left to train on: {counts}; raise data.max_length={self.max_length}")
-        sides = (Ragged.from_rows(side, dtype=torch.int32) for side in (prompts, chosen, rejected))
-        return PairBatch(*sides, index=torch.tensor(index)), counts
+        rendered = [self._rendered(row) for row in rows]
+        good = [texts for texts in rendered if not isinstance(texts, BadRow)]
+        ids = iter(self.ids([side.text for texts in good for side in texts]))
+        answers: list[Encoded | Dropped | BadRow] = []
+        for row, texts in zip(rows, rendered, strict=True):
+            if isinstance(texts, BadRow):
+                answers.append(texts)
+                continue
+            try:
+                answers.append(self._pair(row, texts, [next(ids), next(ids), next(ids)]))
+            except (Dropped, BadRow) as reason:
+                answers.append(reason)
+        return answers
 
-    def _encode_part(self, rows: Sequence[Row]) -> list[Encoded]:
-        texts = [text for row in rows for text in self.texts(row)]
-        encoded = self.tokenizer(texts, add_special_tokens=False, verbose=False)["input_ids"]
-        ids = [self._with_bos(sequence) for sequence in encoded]
-        return [self._split(*pair) for pair in zip(rows, ids[::3], ids[1::3], ids[2::3], strict=True)]
+    def ids(self, texts: list[str]) -> list[list[int]]:
+        """Token ids with exactly one BOS where the tokenizer wants one."""
+        encoded = self._backend().encode_batch_fast(texts, add_special_tokens=False)
+        return [self._with_bos(e.ids) for e in encoded]
 
-    def _split(self, row: Row, prompt: list[int], chosen: list[int], rejected: list[int]) -> Encoded:
-        split = common_prefix([prompt, chosen, rejected])
+    def ids_and_offsets(self, text: str) -> tuple[list[int], list[Span]]:
+        """The same ids, with the character span of each; a BOS that the text does not hold has an empty one."""
+        encoded = self._backend().encode(text, add_special_tokens=False)
+        ids = self._with_bos(encoded.ids)
+        return ids, [(0, 0)] * (len(ids) - len(encoded.ids)) + encoded.offsets
+
+    def _backend(self) -> Tokenizer:
+        """Without the padding and the cut that an earlier call of the tokenizer has left behind."""
+        backend: Tokenizer = self.tokenizer.backend_tokenizer  # type: ignore[attr-defined]
+        backend.no_padding()
+        backend.no_truncation()
+        return backend
+
+    def _rendered(self, row: Row) -> tuple[Side, Side, Side] | BadRow:
+        try:
+            return Side(self.prompt_text(row)), self._side(row, row.chosen), self._side(row, row.rejected)
+        except BadRow as reason:
+            return reason
+
+    def prompt_text(self, row: Row) -> str:
+        return row.prompt if isinstance(row.prompt, str) else self.chat.prompt(row.prompt)
+
+    def _side(self, row: Row, response: Response) -> Side:
+        if not isinstance(row.prompt, str):
+            side = Side(*self.chat.conversation(row.prompt, response))
+        elif isinstance(response, str):
+            side = Side(row.prompt + response)
+        else:
+            side = Side(row.prompt + "".join(m["content"] for m in response), _text_spans(row.prompt, response))
+        return side if side.spans is None or self.turns == "all" else side._replace(spans=side.spans[-1:])
+
+    def _pair(self, row: Row, texts: tuple[Side, Side, Side], ids: list[list[int]]) -> Encoded:
+        alone, full_chosen, full_rejected = ids
+        split = common_prefix(ids)
+        flags = {
+            "merged_border": split < len(alone),
+            "special_token_in_text": self._holds_special(row),
+            "double_bos": bool(self.bos) and alone[len(self.bos) : 2 * len(self.bos)] == self.bos,
+            "no_space": isinstance(row.prompt, str) and _joined(row),
+        }
+        prompt = cut_prompt(self, row, alone[:split], len(alone) - split)
+        if not prompt:
+            raise Dropped("no_prompt_token")
         end = self.end_id(row)
-        return Encoded(prompt[:split], _ended(chosen[split:], end), _ended(rejected[split:], end))
+        room = None if self.max_length is None else self.max_length - len(prompt)
+        if room is not None and room <= 0:
+            raise Dropped("prompt_too_long")
+        chosen, rejected = _ended(full_chosen[split:], end), _ended(full_rejected[split:], end)
+        trained = [self._trained(side, split, len(r)) for side, r in ((texts[1], chosen), (texts[2], rejected))]
+        kept = [side[:room] for side in (chosen, rejected)]
+        masks = [mask and mask[:room] for mask in trained]
+        if kept[0] == kept[1] and masks[0] == masks[1]:
+            raise Dropped("identical_tokens" if chosen == rejected else "identical_after_cut")
+        if any(mask is not None and not any(mask) for mask in masks):
+            raise Dropped("nothing_trained")
+        flags |= {
+            "cut_prompt": len(prompt) < split,
+            "cut_chosen": len(kept[0]) < len(chosen),
+            "cut_rejected": len(kept[1]) < len(rejected),
+        }
+        cut = split - len(prompt) + len(chosen) - len(kept[0]) + len(rejected) - len(kept[1])
+        bits = sum(bool(flags[name]) << i for i, name in enumerate(FLAGS))
+        return Encoded(prompt, kept[0], kept[1], masks[0], masks[1], bits, cut)
 
-    def texts(self, row: Row) -> tuple[str, str, str]:
-        """Prompt, prompt + chosen and prompt + rejected as the model sees them, the end of turn included."""
-        if isinstance(row.prompt, str):
-            return row.prompt, row.prompt + row.chosen, row.prompt + row.rejected
-        sides = []
-        for content in (row.chosen, row.rejected):
-            text = self._render([*row.prompt, {"role": "assistant", "content": content}], row.where)
-            if not text.endswith(self.end_of_turn.printed):
-                raise DataError(
-                    f"{row.where}: the chat template ends this response with {text[-20:]!r}, "
-                    f"but others with {self.end_of_turn.printed!r}"
-                )
-            sides.append(text.removesuffix(self.end_of_turn.printed) + self.end_of_turn.kept)
-        return self._render(row.prompt, row.where, add_generation_prompt=True), *sides
+    def _trained(self, side: Side, split: int, length: int) -> list[bool] | None:
+        """A token is trained if it touches a trained span: one merged over a border belongs to the response."""
+        if side.spans is None:
+            return None
+        _, offsets = self.ids_and_offsets(side.text)
+        mask = [any(a < end and b > start for start, end in side.spans) for a, b in offsets[split:]]
+        return mask + [True] * (length - len(mask))  # an end token that was added
 
     def end_id(self, row: Row) -> int:
         """The token that ends an uncut response of this row."""
-        template_end = None if isinstance(row.prompt, str) else self.end_of_turn.token_id
+        template_end = None if isinstance(row.prompt, str) else self.chat.end_of_turn.token_id
         return self.tokenizer.eos_token_id if template_end is None else template_end  # type: ignore[return-value]
 
     @cached_property
-    def end_of_turn(self) -> EndOfTurn:
-        mark = "RESPONSE"
-        text = self._render([{"role": "user", "content": "x"}, {"role": "assistant", "content": mark}], "chat template")
-        printed = text[text.rfind(mark) + len(mark) :]
-        added = self.tokenizer.added_tokens_decoder.items()
-        special = {token.content: i for i, token in added if token.special}
-        special[self.tokenizer.eos_token] = self.tokenizer.eos_token_id  # type: ignore[index]
-        found = [(printed.find(content), -len(content), content) for content in special if content in printed]
-        if not found:
-            return EndOfTurn(printed, "", None)
-        at, _, content = min(found)
-        return EndOfTurn(printed, printed[: at + len(content)], special[content])
-
-    def _render(self, messages: list, where: str, **options) -> str:
-        if not self.tokenizer.chat_template:
-            raise DataError(
-                f"{where}: the row is a chat, and the tokenizer has no chat template; "
-                "give one by data.chat_template=FILE (Jinja)"
-            )
-        return self.tokenizer.apply_chat_template(messages, tokenize=False, **options)  # type: ignore[return-value]
-
-    @cached_property
-    def _bos(self) -> list[int]:
+    def bos(self) -> list[int]:
         """What the tokenizer puts before a text by itself: one BOS, or nothing."""
         plain = self.tokenizer("a", add_special_tokens=False)["input_ids"]
         full = self.tokenizer("a")["input_ids"]
@@ -142,7 +188,20 @@ class PairTokenizer:
         return full[: starts[0]] if starts else []
 
     def _with_bos(self, ids: list[int]) -> list[int]:
-        return ids if ids[: len(self._bos)] == self._bos else self._bos + ids
+        return ids if ids[: len(self.bos)] == self.bos else self.bos + ids
+
+    @cached_property
+    def _special(self) -> re.Pattern | None:
+        added = [t.content for t in self.tokenizer.added_tokens_decoder.values() if t.special]
+        return re.compile("|".join(map(re.escape, added))) if added else None
+
+    def _holds_special(self, row: Row) -> bool:
+        """Whether a text spells a special token, which is then encoded as that token."""
+        if self._special is None:
+            return False
+        parts = (row.prompt, row.chosen, row.rejected)
+        texts = [p if isinstance(p, str) else "\n".join(m["content"] for m in p) for p in parts]
+        return any(self._special.search(text) for text in texts)
 
 
 def common_prefix(sequences: Sequence[Sequence[int]]) -> int:
@@ -151,11 +210,27 @@ def common_prefix(sequences: Sequence[Sequence[int]]) -> int:
     >>> common_prefix([[1, 2, 3], [1, 2, 4], [1, 2, 3, 5]])
     2
     """
-    for i, tokens in enumerate(zip(*sequences, strict=False)):
-        if len(set(tokens)) > 1:
-            return i
-    return min(map(len, sequences))
+    shortest = min(map(len, sequences))
+    first = sequences[0][:shortest]
+    if all(s[:shortest] == first for s in sequences[1:]):
+        return shortest
+    return next(i for i, tokens in enumerate(zip(*sequences, strict=False)) if len(set(tokens)) > 1)
 
 
 def _ended(response: list[int], end: int) -> list[int]:
     return response if response and response[-1] == end else [*response, end]
+
+
+def _text_spans(prompt: str, turns: Messages) -> list[Span]:
+    spans, at = [], len(prompt)
+    for turn in turns:
+        if turn["role"] == "assistant":
+            spans.append((at, at + len(turn["content"])))
+        at += len(turn["content"])
+    return spans
+
+
+def _joined(row: Row) -> bool:
+    """Whether a word of the prompt runs into the response."""
+    first = row.chosen if isinstance(row.chosen, str) else row.chosen[0]["content"]
+    return row.prompt[-1:].isalnum() and first[:1].isalnum()  # type: ignore[union-attr]

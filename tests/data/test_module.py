@@ -7,6 +7,7 @@ import pytest
 import torch
 
 from lightning_dpo import PreferenceDataModule
+from lightning_dpo.samples import distinct_prompts
 
 
 def test_batches_hold_every_pair_once_and_decode_to_their_rows(reviews, few_reviews):
@@ -66,15 +67,28 @@ def test_training_sees_every_row_once_an_epoch_each_epoch_in_its_own_order(revie
 def test_validation_is_a_file_a_share_of_the_prompts_or_nothing(reviews, few_reviews):
     none = PreferenceDataModule(reviews / "model", few_reviews)
     none.setup()
-    assert none.val_pairs is None and none.val_dataloader() == []
+    assert none.val_sets == {} and none.val_dataloader() == []
     file = PreferenceDataModule(reviews / "model", few_reviews, val=few_reviews)
     file.setup()
-    assert len(file.val_pairs) == 48
+    assert len(file.val_sets["val"]) == 48
     share = PreferenceDataModule(reviews / "model", few_reviews, val=0.2)
     share.setup()
-    prompts = {name: {tuple(p.prompt.row(i).tolist()) for i in range(len(p))} for name, p in share.pairs().items()}
+    prompts = {name: set(distinct(pairs)) for name, pairs in share.sets().items()}
     assert not prompts["train"] & prompts["val"]
-    assert share.counts["train"]["pairs"] + share.counts["val"]["pairs"] == 48
+    assert len(share.train_pairs) + len(share.val_sets["val"]) == 48
+
+
+def distinct(pairs):
+    return (tuple(prompt) for prompt in distinct_prompts([pairs]))
+
+
+def test_named_validation_sets_keep_their_names(reviews, few_reviews, tmp_path):
+    other = tmp_path / "other.jsonl"
+    other.write_text("".join(few_reviews.read_text().splitlines(keepends=True)[:7]))
+    data = PreferenceDataModule(reviews / "model", few_reviews, val={"all": few_reviews, "seven": [other]})
+    data.setup()
+    assert {name: len(pairs) for name, pairs in data.sets().items()} == {"train": 48, "val/all": 48, "val/seven": 7}
+    assert len(data.val_dataloader()) == 2
 
 
 def test_a_chat_template_comes_as_text_or_as_a_file(reviews, tmp_path):
@@ -86,7 +100,7 @@ def test_a_chat_template_comes_as_text_or_as_a_file(reviews, tmp_path):
     for given in (template, str(tmp_path / "t.jinja")):
         data = PreferenceDataModule(reviews / "model", rows, chat_template=given)
         data.setup()
-        batches.append(data.train_pairs)
+        batches.append(data.train_pairs.select([0]))
     assert torch.equal(batches[0].chosen.values, batches[1].chosen.values)
     with pytest.raises(FileNotFoundError):
         PreferenceDataModule(reviews / "model", rows, chat_template="no_such.jinja")

@@ -6,8 +6,8 @@ import pytest
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
 from transformers import PreTrainedTokenizerFast
 
-from lightning_dpo.data.rows import Row
-from lightning_dpo.data.tokenize import PairTokenizer
+from lightning_dpo.data.rows import BadRow, Dropped, Row
+from lightning_dpo.data.tokenize import FLAGS, Encoded, PairTokenizer
 from lightning_dpo.errors import DataError
 
 CHATML = (
@@ -46,13 +46,20 @@ def byte_level(bos: bool = False, pad: str = "<pad>", template: str | None = Non
     )  # fmt: skip
 
 
-def encode(tokenizer, row: Row, max_length: int | None = None) -> tuple[list[int], list[int], list[int]]:
-    pairs, _ = PairTokenizer(tokenizer, max_length).encode([row])
-    return tuple(side.row(0).tolist() for side in (pairs.prompt, pairs.chosen, pairs.rejected))
+def encoded(tokenizer, row: Row, max_length: int | None = None, **options) -> Encoded:
+    (answer,) = PairTokenizer(tokenizer, max_length, **options).encode([row])
+    if not isinstance(answer, Encoded):
+        raise answer
+    return answer
 
 
-TEXT = Row("is it near:", " yes it is.", " no it is not.", "f:1")
-CHAT = Row([{"role": "user", "content": "is it near"}], "yes it is.", "no.", "f:1")
+def encode(tokenizer, row: Row, max_length: int | None = None, **options) -> tuple[list[int], list[int], list[int]]:
+    answer = encoded(tokenizer, row, max_length, **options)
+    return answer.prompt, answer.chosen, answer.rejected
+
+
+TEXT = Row("is it near:", " yes it is.", " no it is not.")
+CHAT = Row([{"role": "user", "content": "is it near"}], "yes it is.", "no.")
 
 
 def test_prompt_and_response_are_encoded_together():
@@ -64,7 +71,7 @@ def test_prompt_and_response_are_encoded_together():
 
 def test_a_token_merged_over_the_border_belongs_to_both_responses():
     tokenizer = byte_level()
-    row = Row("the end", " is near", "x", "f:1")
+    row = Row("the end", " is near", "x")
     alone = tokenizer.encode(row.prompt)
     prompt, chosen, rejected = encode(tokenizer, row)
     assert alone != tokenizer.encode(row.prompt + row.chosen)[: len(alone)], "this example must merge"
@@ -85,13 +92,15 @@ def test_any_text_comes_back_and_masks_add_up():
         )
         return "".join(map(chr, code))
 
-    rows = [Row("Q" + text(), text(), text(), f"f:{i}") for i in range(400)]
-    pairs, _ = PairTokenizer(tokenizer).encode(rows)
-    for i, index in enumerate(pairs.index.tolist()):
-        for side, response in (("chosen", rows[index].chosen), ("rejected", rows[index].rejected)):
-            ids = [*pairs.prompt.row(i).tolist(), *getattr(pairs, side).row(i).tolist()]
+    rows = [Row("Q" + text(), text(), text()) for i in range(400)]
+    for row, answer in zip(rows, PairTokenizer(tokenizer).encode(rows), strict=True):
+        if isinstance(answer, Dropped):
+            assert row.chosen == row.rejected
+            continue
+        for ids, response in ((answer.chosen, row.chosen), (answer.rejected, row.rejected)):
+            ids = [*answer.prompt, *ids]
             assert ids.count(2) == 1 and ids[-1] == 2
-            assert tokenizer.decode(ids[:-1], clean_up_tokenization_spaces=False) == rows[index].prompt + response
+            assert tokenizer.decode(ids[:-1], clean_up_tokenization_spaces=False) == row.prompt + response
 
 
 @pytest.mark.parametrize("row", [TEXT, CHAT])
@@ -133,25 +142,166 @@ def test_long_responses_are_cut_on_the_right_and_lose_their_end():
     assert cut == (prompt, chosen[:room], rejected[:room]) and 2 not in cut[1]
 
 
-def test_a_prompt_that_fills_max_length_drops_its_pair_and_is_counted():
-    tokenizer = byte_level()
-    long = Row("yes " * 100, "a", "b", "f:2")
-    pairs, counts = PairTokenizer(tokenizer, max_length=30).encode([long, TEXT])
-    assert pairs.index.tolist() == [1] and counts["prompt_too_long"] == 1
-    with pytest.raises(DataError, match="no row is left"):
-        PairTokenizer(tokenizer, max_length=30).encode([long])
+def test_a_prompt_that_fills_max_length_drops_its_pair():
+    answers = PairTokenizer(byte_level(), max_length=30).encode([Row("yes " * 100, "a", "b"), TEXT])
+    assert str(answers[0]) == "prompt_too_long" and isinstance(answers[1], Encoded)
 
 
 def test_an_empty_prompt_needs_a_bos():
-    empty = Row("", "yes", "no", "f:1")
-    assert PairTokenizer(byte_level()).encode([empty, TEXT])[1]["no_prompt_token"] == 1
+    empty = Row("", "yes", "no")
+    assert str(PairTokenizer(byte_level()).encode([empty])[0]) == "no_prompt_token"
     assert encode(byte_level(bos=True), empty)[0] == [1]
 
 
 def test_an_empty_response_is_its_end_token():
-    assert encode(byte_level(), Row("is it", "", "no", "f:1"))[1] == [2]
+    assert encode(byte_level(), Row("is it", "", "no"))[1] == [2]
 
 
 def test_a_chat_without_a_template_names_the_key():
     with pytest.raises(DataError, match="data.chat_template"):
         encode(byte_level(), CHAT)
+
+
+def unigram(bos: bool = True, legacy: bool = True) -> PreTrainedTokenizerFast:
+    """SentencePiece style: spaces become ▁, one is put before the text."""
+    words = ["▁yes", "▁it", "▁is", ".", "▁no", "▁not", "▁the", "▁end", "▁near", ":", "▁", "s", "e", "y"]
+    special = [("<unk>", 0.0), ("<s>", 0.0), ("</s>", 0.0)]
+    bytes_ = [(f"<0x{b:02X}>", -20.0) for b in range(256)]
+    model = models.Unigram(special + bytes_ + [(w, -float(i + 1)) for i, w in enumerate(words)], 0, byte_fallback=True)
+    tokenizer = Tokenizer(model)
+    tokenizer.pre_tokenizer = pre_tokenizers.Metaspace(prepend_scheme="always" if legacy else "first")
+    tokenizer.decoder = decoders.Sequence([decoders.ByteFallback(), decoders.Metaspace()])
+    if bos:
+        tokenizer.post_processor = processors.TemplateProcessing(single="<s> $A", special_tokens=[("<s>", 1)])
+    return PreTrainedTokenizerFast(tokenizer_object=tokenizer, bos_token="<s>", eos_token="</s>", unk_token="<unk>")
+
+
+@pytest.mark.parametrize("bos", [True, False])
+@pytest.mark.parametrize("legacy", [True, False])
+def test_a_tokenizer_that_puts_a_space_before_texts_puts_none_before_responses(bos, legacy):
+    tokenizer = unigram(bos, legacy)
+    prompt, chosen, _ = encode(tokenizer, Row("the end is", " near.", " not near."))
+    assert tokenizer.decode(prompt + chosen, skip_special_tokens=True).strip() == "the end is near."
+    assert prompt.count(1) == int(bos) and chosen[-1] == 2 and tokenizer.pad_token is None
+
+
+def test_the_fast_path_gives_the_ids_of_the_tokenizer_itself():
+    tokenizer = byte_level(bos=True)
+    tokenizer(["yes", "it is near"], padding=True, truncation=True, max_length=2)  # leaves its settings behind
+    texts = ["yes it is.", "é 😀 x", "", "<s>yes", "a" * 50]
+    assert PairTokenizer(tokenizer).ids(texts) == [
+        ids if ids[:1] == [1] else [1, *ids] for ids in tokenizer(texts, add_special_tokens=False)["input_ids"]
+    ]
+
+
+TURNS = Row(
+    [{"role": "user", "content": "is it near"}],
+    [
+        {"role": "assistant", "content": "yes"},
+        {"role": "user", "content": "the end"},
+        {"role": "assistant", "content": "no it is not."},
+    ],
+    "no.",
+)
+HH_TURNS = Row(
+    "\n\nHuman: is it\n\nAssistant:",
+    [
+        {"role": "assistant", "content": " yes"},
+        {"role": "user", "content": "\n\nHuman: near\n\nAssistant:"},
+        {"role": "assistant", "content": " no it is not."},
+    ],
+    " no.",
+)
+
+
+@pytest.mark.parametrize(
+    ("row", "turns", "trained"),
+    [
+        (TURNS, "last", ["no it is not.<|im_end|>"]),
+        (TURNS, "all", ["yes<|im_end|>", "no it is not.<|im_end|>"]),
+        # ": yes" and ": no it" hold a token that is merged over the border.
+        (HH_TURNS, "last", [": no it is not.</s>"]),
+        (HH_TURNS, "all", [": yes", ": no it is not.</s>"]),
+    ],
+)
+def test_of_several_turns_the_last_or_all_of_the_assistants_are_trained(row, turns, trained):
+    tokenizer = byte_level(template=CHATML)
+    answer = encoded(tokenizer, row, turns=turns)
+    pieces, before = [], False
+    for token, on in zip(answer.chosen, answer.chosen_trained, strict=True):
+        if on:
+            pieces = [*pieces, [token]] if not before else [*pieces[:-1], pieces[-1] + [token]]
+        before = on
+    assert [tokenizer.decode(piece) for piece in pieces] == trained
+    assert answer.rejected_trained is None, "a single turn is trained to its end"
+
+
+def test_a_template_that_rewrites_earlier_turns_is_refused_for_several_turns():
+    forgetful = "{% for m in messages %}{% if loop.last or m.role == 'user' %}{{ m.role }} {{ m.content }} {% endif %}{% endfor %}"
+    with pytest.raises(BadRow, match="prints earlier turns differently"):
+        encoded(byte_level(template=forgetful), TURNS)
+
+
+def test_a_prompt_that_begins_the_answer_is_continued():
+    tokenizer = byte_level(template=CHATML)
+    row = Row([{"role": "user", "content": "is it"}, {"role": "assistant", "content": "yes it"}], " is.", " is not.")
+    prompt, chosen, _ = encode(tokenizer, row)
+    assert (
+        tokenizer.decode(prompt + chosen)
+        == "<|im_start|>user\nis it<|im_end|>\n<|im_start|>assistant\nyes it is.<|im_end|>"
+    )
+    assert tokenizer.decode(chosen).endswith("is.<|im_end|>")
+
+
+def test_a_template_that_refuses_the_messages_is_quoted():
+    strict = "{{ raise_exception('roles must alternate') }}"
+    with pytest.raises(BadRow, match="the chat template refuses the messages: .*roles must alternate"):
+        encoded(byte_level(template=strict), CHAT)
+
+
+def test_a_long_text_prompt_loses_its_beginning_and_keeps_its_bos():
+    tokenizer = byte_level(bos=True)
+    row = Row("no it is not. " * 9 + "is it near:", " yes", " no")
+    whole, cut = encode(tokenizer, row), encode(tokenizer, row, max_prompt_length=8)
+    assert cut[0] == [1, *whole[0][-7:]] and cut[1:] == whole[1:]
+    assert encoded(tokenizer, row, max_prompt_length=8).tokens_cut == len(whole[0]) - 8
+
+
+SYSTEM = {"role": "system", "content": "be near"}
+LONG_CHAT = [
+    SYSTEM,
+    {"role": "user", "content": "yes " * 20},
+    {"role": "assistant", "content": "no " * 20},
+    {"role": "user", "content": "it is not " * 3 + "near"},
+]
+
+
+@pytest.mark.parametrize("limit", range(36, 90, 6))
+def test_a_long_chat_loses_its_oldest_turns_then_words_but_no_system_message_and_no_role_mark(limit):
+    tokenizer = byte_level(bos=True, template=CHATML)
+    prompt, chosen, _ = encode(tokenizer, Row(LONG_CHAT, "yes", "no"), max_prompt_length=limit)
+    text = tokenizer.decode(prompt)
+    head = "<s><|im_start|>system\nbe near<|im_end|>\n<|im_start|>user\n"
+    assert text.startswith(head) and text.endswith("near<|im_end|>\n<|im_start|>assistant\n") and len(prompt) <= limit
+    assert text.count("<|im_start|>") == text.count("<|im_end|>") + 1
+    assert ("yes yes" in text) <= ("no no" in text), "the oldest go first"
+    assert tokenizer.decode(chosen) == "yes<|im_end|>"
+
+
+def test_a_prompt_whose_marks_alone_are_too_long_is_dropped():
+    tokenizer = byte_level(bos=True, template=CHATML)
+    answer = PairTokenizer(tokenizer, max_prompt_length=10).encode([Row(LONG_CHAT, "yes", "no")])[0]
+    assert str(answer) == "prompt_too_long"
+
+
+def test_what_is_noted_about_a_pair():
+    def notes(row, tokenizer=None, **options):
+        answer = encoded(tokenizer or byte_level(bos=True), row, **options)
+        return {name for i, name in enumerate(FLAGS) if answer.flags >> i & 1}
+
+    assert notes(Row("is it:", "q", "z")) == set()
+    assert notes(Row("the end", " is near", "x")) == {"merged_border"}
+    assert "no_space" in notes(Row("near", "yes", "x"))
+    assert notes(Row("<s><s>x:", " yes", " no")) == {"special_token_in_text", "double_bos"}
+    assert notes(Row("it is:", " yes" * 9, " no"), max_length=12) == {"cut_chosen"}
+    assert notes(Row("it is:" * 9, " yes", " no"), max_prompt_length=6) == {"cut_prompt"}

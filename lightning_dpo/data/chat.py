@@ -1,0 +1,96 @@
+"""Chats as text: a tokenizer's chat template, and where the assistant's turns stand in what it prints."""
+
+from functools import cached_property
+from typing import NamedTuple
+
+from transformers import PreTrainedTokenizerBase
+
+from lightning_dpo.data.rows import BadRow, Messages, Response, printable
+from lightning_dpo.errors import DataError
+
+Span = tuple[int, int]
+
+
+class EndOfTurn(NamedTuple):
+    """What a chat template prints after the last assistant message: `printed`, of which `kept` stays."""
+
+    printed: str
+    kept: str
+    token_id: int | None
+
+
+class Chat:
+    """Renders messages by the template of a tokenizer.
+
+    Errors: DataError where the tokenizer has no template; BadRow where the template refuses the messages.
+    """
+
+    def __init__(self, tokenizer: PreTrainedTokenizerBase):
+        self.tokenizer = tokenizer
+
+    def prompt(self, messages: Messages) -> str:
+        """The prompt up to where the response begins."""
+        if messages[-1]["role"] == "assistant":
+            return self.render(messages, continue_final_message=True)
+        return self.render(messages, add_generation_prompt=True)
+
+    def conversation(self, prompt: Messages, response: Response) -> tuple[str, list[Span] | None]:
+        """Prompt and response, the last end of turn included; the spans of the assistant's turns if there are several.
+
+        The message that a prompt begins for the assistant is continued.
+        """
+        turns = [{"role": "assistant", "content": response}] if isinstance(response, str) else response
+        if prompt[-1]["role"] == "assistant":
+            first = {"role": "assistant", "content": prompt[-1]["content"] + turns[0]["content"]}
+            messages = [*prompt[:-1], first, *turns[1:]]
+        else:
+            messages = [*prompt, *turns]
+        text = self._ended(messages)
+        if isinstance(response, str):
+            return text, None
+        first_turn = len(messages) - len(turns)
+        places = [i for i in range(first_turn, len(messages)) if messages[i]["role"] == "assistant"]
+        starts = [self.prompt(prompt if i == first_turn else messages[:i]) for i in places]
+        ends = [self._ended(messages[: i + 1]) for i in places]
+        if not all(text.startswith(part) for part in [*starts, *ends]):
+            raise BadRow(
+                "template",
+                "the chat template prints earlier turns differently once others follow, so the trained turns cannot be "
+                "told apart; use single-turn rows or another data.chat_template",
+            )
+        return text, [(len(start), len(end)) for start, end in zip(starts, ends, strict=True)]
+
+    def _ended(self, messages: Messages) -> str:
+        text = self.render(messages)
+        end = self.end_of_turn
+        if not text.endswith(end.printed):
+            raise BadRow(
+                "template", f"the chat template ends this row with {printable(text[-20:])}, others with {end.printed!r}"
+            )
+        return text[: len(text) - len(end.printed)] + end.kept
+
+    @cached_property
+    def end_of_turn(self) -> EndOfTurn:
+        mark = "RESPONSE"
+        text = self.render([{"role": "user", "content": "x"}, {"role": "assistant", "content": mark}])
+        printed = text[text.rfind(mark) + len(mark) :]
+        added = self.tokenizer.added_tokens_decoder.items()
+        special = {token.content: i for i, token in added if token.special}
+        special[self.tokenizer.eos_token] = self.tokenizer.eos_token_id  # type: ignore[index]
+        found = [(printed.find(content), -len(content), content) for content in special if content in printed]
+        if not found:
+            return EndOfTurn(printed, "", None)
+        at, _, content = min(found)
+        return EndOfTurn(printed, printed[: at + len(content)], special[content])
+
+    def render(self, messages: Messages, **options) -> str:
+        if not self.tokenizer.chat_template:
+            raise DataError(
+                "the rows are chats, and the tokenizer has no chat template; "
+                "give one by data.chat_template=FILE (Jinja)"
+            )
+        try:
+            return self.tokenizer.apply_chat_template(messages, tokenize=False, **options)  # type: ignore[return-value]
+        except Exception as error:  # Jinja's own, and whatever a template raises
+            first = str(error).splitlines()[0] if str(error) else type(error).__name__
+            raise BadRow("template", f"the chat template refuses the messages: {printable(first, 120)}") from None

@@ -1,0 +1,51 @@
+r"""HH-style dialogues: one text, "\n\nHuman: ...\n\nAssistant: ...", turn after turn."""
+
+import re
+
+from lightning_dpo.data.rows import BadRow, Messages, Response, Row
+
+HH_ASSISTANT = "\n\nAssistant:"
+HH_TURN = re.compile(r"(\n\n(?:Human|Assistant):)")
+
+
+def is_dialogue(text: str) -> bool:
+    return HH_ASSISTANT in text
+
+
+def split_dialogue(chosen: str, rejected: str) -> Row:
+    """The prompt is the longest common beginning that ends in the assistant's mark.
+
+    Errors: BadRow.
+    """
+    same = next((i for i, (a, b) in enumerate(zip(chosen, rejected, strict=False)) if a != b), None)
+    same = min(len(chosen), len(rejected)) if same is None else same
+    end = chosen.rfind(HH_ASSISTANT, 0, same)
+    if end < 0:
+        raise BadRow(
+            "mixture", f"the dialogues share no beginning that ends in {HH_ASSISTANT!r}, so nothing is asked", "chosen"
+        )
+    end += len(HH_ASSISTANT)
+    return Row(chosen[:end], *(turns_of(side[end:], f) for side, f in ((chosen, "chosen"), (rejected, "rejected"))))
+
+
+def turns_of(text: str, field: str) -> Response:
+    r"""The rest of a dialogue, as messages whose contents keep their marks.
+
+    >>> [m["content"] for m in turns_of(" a\n\nHuman: b\n\nAssistant: c", "chosen")]
+    [' a', '\n\nHuman: b\n\nAssistant:', ' c']
+    """
+    pieces = HH_TURN.split(text)
+    if len(pieces) == 1:
+        return text
+    turns: Messages = [{"role": "assistant", "content": pieces[0]}]
+    for mark, content in zip(pieces[1::2], pieces[2::2], strict=True):
+        if mark == HH_ASSISTANT and turns[-1]["role"] == "user":
+            turns[-1]["content"] += mark
+            turns.append({"role": "assistant", "content": content})
+        elif mark != HH_ASSISTANT and turns[-1]["role"] == "assistant":
+            turns.append({"role": "user", "content": mark + content})
+        else:
+            raise BadRow("roles", f"two turns in a row begin with {mark!r}", field)
+    if turns[-1]["role"] != "assistant":
+        raise BadRow("roles", "the dialogue ends with the human's turn", field)
+    return turns

@@ -1,0 +1,213 @@
+r"""One record of a data set -> preference pairs, or BadRow.
+
+Recognised, each by its fields and their types:
+
+    prompt, chosen, rejected    texts; the whole text is prompt + response
+    prompt, chosen, rejected    a prompt of messages; each response a text, one assistant message, or several turns
+    chosen, rejected            conversations of messages: the messages they share at the start are the prompt (beside
+                                them, `prompt` may repeat those messages or the text of the last one)
+    chosen, rejected            texts in HH style, "\n\nHuman: ...\n\nAssistant: ...": the prompt is their longest
+                                common beginning that ends in "\n\nAssistant:"
+    prompt, responses, ranks    a ranked list, rank 1 best (or `scores`, the highest best): several pairs
+
+Everything else is refused. Fields of other names are ignored.
+"""
+
+import difflib
+import math
+from collections.abc import Mapping
+from itertools import combinations, pairwise
+from typing import Any, Literal, NamedTuple
+
+from lightning_dpo.data.dialogue import is_dialogue, split_dialogue
+from lightning_dpo.data.rows import BadRow, Dropped, Messages, Response, Row, checked, kind_of, printable
+
+COLUMNS = {name: name for name in ("prompt", "chosen", "rejected", "responses", "ranks", "scores")}
+RankedPairs = Literal["all", "best_worst", "adjacent"]
+
+
+class Format(NamedTuple):
+    """How records are read: the names of the fields, and which pairs a ranked list gives."""
+
+    columns: Mapping[str, str | None] = COLUMNS
+    weight_column: str | None = None
+    margin_column: str | None = None
+    ranked: RankedPairs = "all"
+
+    def name(self, field: str) -> str | None:
+        return self.columns.get(field, field)
+
+
+def parse(record: Mapping[str, Any], format: Format) -> list[Row | Dropped]:
+    """The pairs of one record: one, or those of a ranked list.
+
+    Errors: BadRow.
+    """
+    found = {field: record[name] for field in COLUMNS if (name := format.name(field)) and name in record}
+    # Tables write null where a row has no such list.
+    found = {f: v for f, v in found.items() if v is not None or f in ("prompt", "chosen", "rejected")}
+    if "responses" in found and ("chosen" in found or "rejected" in found):
+        raise BadRow(
+            "mixture",
+            "found chosen/rejected beside a list of responses; type data.columns.responses=null to ignore the list",
+            format.name("responses") or "",
+        )
+    numbers = {
+        "weight": _number(record, format.weight_column, "[0, inf)", 1.0),
+        "margin": _number(record, format.margin_column, "(-inf, inf)", None),
+    }
+    if "responses" in found:
+        pairs = _ranked(found, format)
+    else:
+        pairs = [_pair(found, record, format)]
+    return [_judged(row._replace(**numbers)) if isinstance(row, Row) else row for row in pairs]
+
+
+def _judged(row: Row) -> Row | Dropped:
+    if row.chosen == row.rejected:
+        return Dropped("identical")
+    if not all(_last_text(side) for side in (row.chosen, row.rejected)):
+        return Dropped("empty")
+    return row
+
+
+def _last_text(response: Response) -> str:
+    return response if isinstance(response, str) else response[-1]["content"]
+
+
+def _pair(found: dict[str, Any], record: Mapping[str, Any], format: Format) -> Row:
+    for field in ("chosen", "rejected"):
+        if field not in found:
+            raise BadRow("missing", _missing(field, record, format), field)
+    for field, value in found.items():
+        if not isinstance(value, str | list):
+            raise BadRow("type", f"found {kind_of(value)}, expected a text or a list of messages", field)
+    chosen, rejected = (checked(found[field], field) for field in ("chosen", "rejected"))
+    prompt = checked(found["prompt"], "prompt") if "prompt" in found else None
+    if prompt is None and isinstance(chosen, str) and isinstance(rejected, str):
+        if not (is_dialogue(chosen) and is_dialogue(rejected)):
+            raise BadRow("missing", _missing("prompt", record, format), "prompt")
+        return split_dialogue(chosen, rejected)
+    if isinstance(prompt, str) and isinstance(chosen, str) and isinstance(rejected, str):
+        return Row(prompt, chosen, rejected)
+    if isinstance(prompt, list) and not (_begins(chosen, prompt) and _begins(rejected, prompt)):
+        _asks(prompt)
+        return Row(prompt, *(_after(prompt, side, f) for side, f in ((chosen, "chosen"), (rejected, "rejected"))))
+    return _conversations(prompt, chosen, rejected)
+
+
+def _conversations(prompt: str | Messages | None, chosen: Response, rejected: Response) -> Row:
+    """Both sides are whole conversations; what they share at the start is the prompt."""
+    for field, side in (("chosen", chosen), ("rejected", rejected)):
+        if isinstance(side, str):
+            raise BadRow("mixture", "found a text, and the other fields hold messages; make them alike", field)
+    assert isinstance(chosen, list) and isinstance(rejected, list)
+    shared = len(prompt) if isinstance(prompt, list) else _shared(chosen, rejected)
+    messages, sides = chosen[:shared], (chosen[shared:], rejected[shared:])
+    for field, side in zip(("chosen", "rejected"), sides, strict=True):
+        if not side or side[0]["role"] != "assistant":
+            found = f"the {side[0]['role']}'s" if side else "nothing"
+            raise BadRow(
+                "mixture",
+                f"after the {shared} messages that both sides share comes {found}; expected the assistant's turn",
+                field,
+            )
+    if not messages:
+        raise BadRow("mixture", "the conversations share no message at the start, so nothing is asked", "chosen")
+    if isinstance(prompt, str) and messages[-1]["content"].strip() != prompt.strip():
+        raise BadRow("mixture", "found a text that is not the last message which both sides share", "prompt")
+    _asks(messages)
+    return Row(messages, *(_turns(side, f) for side, f in zip(sides, ("chosen", "rejected"), strict=True)))
+
+
+def _shared(chosen: Messages, rejected: Messages) -> int:
+    """How many messages both share, the first difference or the last assistant's turn excluded."""
+    shared = 0
+    while shared < min(len(chosen), len(rejected)) and chosen[shared] == rejected[shared]:
+        shared += 1
+    if shared == min(len(chosen), len(rejected)):
+        shared -= 1
+    return shared
+
+
+def _begins(side: Response, prompt: Messages) -> bool:
+    return isinstance(side, list) and len(side) > len(prompt) and side[: len(prompt)] == prompt
+
+
+def _asks(prompt: Messages) -> None:
+    if prompt[-1]["role"] == "system" or all(m["role"] == "system" for m in prompt):
+        raise BadRow("roles", "the last message is the system's, so nothing is asked", "prompt")
+
+
+def _after(prompt: Messages, side: Response, field: str) -> Response:
+    if isinstance(side, str):
+        return side
+    if side[0]["role"] != "assistant":
+        raise BadRow("roles", f"begins with the {side[0]['role']}'s message; expected the assistant's", field)
+    return _turns(side, field)
+
+
+def _turns(side: Messages, field: str) -> Response:
+    """Several turns stay messages; one is its text."""
+    if side[-1]["role"] != "assistant":
+        raise BadRow("roles", f"ends with the {side[-1]['role']}'s message; expected the assistant's", field)
+    return side[0]["content"] if len(side) == 1 else side
+
+
+def _ranked(found: dict[str, Any], format: Format) -> list[Row | Dropped]:
+    if "prompt" not in found:
+        raise BadRow("missing", "field 'prompt' is missing beside the responses", "prompt")
+    keys = [k for k in ("ranks", "scores") if k in found]
+    if len(keys) != 1:
+        raise BadRow("missing", f"a list of responses needs ranks or scores, one of them; found {keys}", "responses")
+    values, responses = found[keys[0]], found["responses"]
+    for field, value in (("responses", responses), (keys[0], values)):
+        if not isinstance(value, list) or len(value) < 2:
+            raise BadRow("type", f"found {kind_of(value)}, expected a list of two or more", field)
+    if len(values) != len(responses):
+        raise BadRow("type", f"{len(values)} {keys[0]} for {len(responses)} responses", keys[0])
+    for value in values:
+        if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
+            raise BadRow("type", f"found {printable(value)}, expected numbers", keys[0])
+    prompt = checked(found["prompt"], "prompt")
+    texts = [_one_response(prompt, r, f"responses[{i}]") for i, r in enumerate(responses)]
+    if isinstance(prompt, list):
+        _asks(prompt)
+    best_first = sorted(zip(values, texts, strict=True), key=lambda x: x[0] if keys[0] == "ranks" else -x[0])
+    choices = {
+        "all": list(combinations(best_first, 2)),
+        "adjacent": list(pairwise(best_first)),
+        "best_worst": [(best_first[0], best_first[-1])],
+    }[format.ranked]
+    pairs = [Row(prompt, better[1], worse[1]) for better, worse in choices if better[0] != worse[0]]
+    return [*pairs] or [Dropped("no_preference")]
+
+
+def _one_response(prompt: str | Messages, response: object, field: str) -> str:
+    side = checked(response, field)
+    side = side if isinstance(side, str) else _after([], side, field)
+    if not isinstance(side, str):
+        raise BadRow("mixture", "found several messages, expected a text or one assistant message", field)
+    if isinstance(prompt, str) and not isinstance(response, str):
+        raise BadRow("mixture", "found messages beside a prompt that is text; make both text or both messages", field)
+    return side
+
+
+def _number(record: Mapping[str, Any], column: str | None, interval: str, default: float | None) -> float | None:
+    if column is None:
+        return default
+    value = record.get(column)
+    good = isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+    if not good or (interval.startswith("[0") and value < 0):  # type: ignore[operator]
+        raise BadRow("type", f"found {printable(value)}, expected a number in {interval}", column)
+    return float(value)  # type: ignore[arg-type]
+
+
+def _missing(field: str, record: Mapping[str, Any], format: Format) -> str:
+    name = format.name(field)
+    near = difflib.get_close_matches(
+        str(name), [k for k in record if k not in format.columns.values()], n=1, cutoff=0.7
+    )
+    hint = f"; type data.columns.{field}={near[0]} if that is it" if near else ""
+    found = ", ".join(printable(k, 30) for k in list(record)[:12]) or "no fields"
+    return f"field {name!r} is missing; found {found}{hint}"

@@ -1,0 +1,134 @@
+"""Sets of pairs over stored sources, and the order of an epoch."""
+
+from collections.abc import Iterator, Sequence
+from itertools import groupby
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.utils.data import Sampler
+
+from lightning_dpo.batch import PairBatch
+from lightning_dpo.data.store import Stored
+from lightning_dpo.errors import DataError
+
+
+class PairSet:
+    """Some pairs of some sources, in the order of the sources, without a copy.
+
+    Args:
+        parts: the sources.
+        rows: for each, the row numbers that belong to the set; None: all.
+    """
+
+    def __init__(self, parts: Sequence[Stored], rows: Sequence[Tensor | None] | None = None):
+        self.parts = list(parts)
+        self.rows = list(rows or [None] * len(self.parts))
+        self.sizes = [len(p) if r is None else len(r) for p, r in zip(self.parts, self.rows, strict=True)]
+        self._starts = np.cumsum([0, *self.sizes])
+
+    def __len__(self) -> int:
+        return int(self._starts[-1])
+
+    def locate(self, position: int) -> tuple[Stored, int]:
+        """The source of a pair and its row number there."""
+        part = int(np.searchsorted(self._starts, position, side="right")) - 1
+        row, rows = position - int(self._starts[part]), self.rows[part]
+        return self.parts[part], row if rows is None else int(rows[row])
+
+    def where(self, position: int) -> str:
+        """File and line of a pair."""
+        stored, row = self.locate(position)
+        return stored.where(row)
+
+    def select(self, positions: Sequence[int]) -> PairBatch:
+        """The batch of these pairs, in this order; its `index` holds the positions."""
+        if len(self.parts) == 1:
+            batch = self.parts[0].pairs.select([self.locate(p)[1] for p in positions])
+        else:
+            located = sorted((self.parts.index(s), row, i) for i, (s, row) in enumerate(map(self.locate, positions)))
+            by_part = [(k, list(group)) for k, group in groupby(located, key=lambda x: x[0])]
+            batch = PairBatch.cat([self.parts[k].pairs.select([row for _, row, _ in group]) for k, group in by_part])
+            back = {i: at for at, (_, _, i) in enumerate(located)}
+            batch = batch.select([back[i] for i in range(len(positions))])
+        batch.index = torch.tensor(list(positions))
+        return batch
+
+    def columns(self, name: str, size: int = 1 << 16) -> Iterator[np.ndarray]:
+        """A column of the sources, a piece at a time, so that memory does not grow with the rows."""
+        for part, rows in zip(self.parts, self.rows, strict=True):
+            column, count = part.column(name), len(part) if rows is None else len(rows)
+            for start in range(0, count, size):
+                piece = slice(start, start + size)
+                yield np.asarray(column[piece if rows is None else rows[piece].numpy()])
+
+
+def split_by_prompt(parts: Sequence[Stored], fraction: float) -> tuple[PairSet, PairSet]:
+    """Training and validation set, no prompt on both sides; `fraction` is a share of the distinct prompts.
+
+    The prompts with the smallest hashes go to validation: the split depends on the prompts alone, not on a seed or on
+    the order of the rows, so that runs compare and cached references are found again.
+
+    Errors: DataError if either side would be empty.
+    """
+    distinct = np.unique(np.concatenate([part.column("prompt_hash") for part in parts]))
+    held_out = distinct[: int(np.ceil(fraction * len(distinct)))]
+    if len(held_out) == len(distinct):
+        raise DataError(
+            f"data.val={fraction}: {len(distinct)} distinct prompts cannot be split into training and validation; "
+            "give validation its own file, or data.val=null for none"
+        )
+    in_val = [part.column("prompt_hash") <= held_out[-1] for part in parts]
+    rows = [
+        [torch.from_numpy(np.flatnonzero(side == mask).astype(np.int32)) for mask in in_val] for side in (False, True)
+    ]
+    return PairSet(parts, rows[0]), PairSet(parts, rows[1])
+
+
+class EpochSampler(Sampler[int]):
+    """Positions in a set, in an order that is a function of seed and epoch; Lightning tells the epoch.
+
+    Each source gives `round(weight x its pairs)` positions an epoch, at least one: they continue an endless row of
+    passes over the source, each in its own random order, so that a weight of 1/2 sees every pair once in two epochs.
+
+    Args:
+        sizes: pairs of each source in the set. weights: passes per epoch.
+        shuffle: False keeps the order of the sources and of the rows that an epoch takes.
+        start: positions to leave out at the beginning of the next iteration, for a run that goes on.
+    """
+
+    def __init__(self, sizes: Sequence[int], weights: Sequence[float], seed: int, shuffle: bool):
+        self.sizes, self.seed, self.shuffle, self.epoch, self.start = list(sizes), seed, shuffle, 0, 0
+        self.counts = [max(1, round(size * weight)) for size, weight in zip(sizes, weights, strict=True)]
+
+    def set_epoch(self, epoch: int) -> None:
+        self.epoch = epoch
+
+    def __len__(self) -> int:
+        return sum(self.counts)
+
+    def __iter__(self) -> Iterator[int]:
+        rows, self.start = self.positions()[self.start :], 0
+        for piece in rows.split(1 << 14):
+            yield from piece.tolist()
+
+    def positions(self) -> Tensor:
+        parts, offset = [], 0
+        for source, (size, count) in enumerate(zip(self.sizes, self.counts, strict=True)):
+            parts += [part + offset for part in self._passes(source, size, count)]
+            offset += size
+        rows = torch.cat(parts)
+        if not self.shuffle:
+            return rows
+        generator = torch.Generator().manual_seed(self.seed * 1_000_003 + self.epoch)
+        return rows[torch.randperm(len(rows), generator=generator)]
+
+    def _passes(self, source: int, size: int, count: int) -> Iterator[Tensor]:
+        begin = self.epoch * count
+        for number in range(begin // size, (begin + count - 1) // size + 1):
+            first, last = max(begin - number * size, 0), min(begin + count - number * size, size)
+            if last - first == size:
+                yield torch.arange(size, dtype=torch.int32)
+            else:
+                generator = torch.Generator().manual_seed(hash((self.seed, source, number)) % 2**63)
+                yield torch.randperm(size, generator=generator, dtype=torch.int32)[first:last].sort().values

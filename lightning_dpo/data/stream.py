@@ -1,0 +1,162 @@
+"""Sources larger than the disk: rows are read, tokenised and batched as training goes, and nothing is kept."""
+
+import random
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from itertools import chain, islice
+from typing import Any
+
+import torch
+from torch.utils.data import DataLoader, IterableDataset
+
+from lightning_dpo.batch import PairBatch, Ragged
+from lightning_dpo.data.encode import content_hash
+from lightning_dpo.data.formats import Format, parse
+from lightning_dpo.data.lines import as_object, parse_line
+from lightning_dpo.data.rows import BadRow, Dropped, Row
+from lightning_dpo.data.sources import Source
+from lightning_dpo.data.tokenize import Encoded, PairTokenizer
+from lightning_dpo.errors import DataError
+
+BUFFER = 10_000
+"""Rows among which a stream is shuffled."""
+AT_ONCE = 256
+"""Rows tokenised at once."""
+
+
+class PairStream(IterableDataset):
+    """Batches from a stream of rows, the same for the same seed and epoch.
+
+    The next row comes from a random source that has rows left, with chances in the ratio of the weights; a weight of
+    2.5 reads its source two and a half times an epoch, the half by a hash of row and epoch. `shuffle` draws from a
+    buffer of BUFFER rows.
+
+    Args:
+        skip_rows: rows that an earlier run has used in this epoch: they are read again, but not tokenised.
+    """
+
+    def __init__(
+        self,
+        sources: Sequence[Source],
+        format: Format,
+        encoder: PairTokenizer,
+        batch_size: int,
+        seed: int,
+        shuffle: bool,
+        stop_at_bad: bool,
+    ):
+        self.sources, self.format, self.encoder = sources, format, encoder
+        self.batch_size, self.seed, self.shuffle, self.stop_at_bad = batch_size, seed, shuffle, stop_at_bad
+        self.epoch = self.skip_rows = 0
+        self.counts: Counter = Counter()
+
+    def __iter__(self) -> Iterator[PairBatch]:
+        """Batches; the last of an epoch may be smaller. `rows_used` on each says where the stream stands after it."""
+        rows, self.skip_rows, used = self._order(), 0, self.skip_rows
+        rows = islice(rows, used, None)
+        waiting: list[tuple[int, Encoded, Row]] = []
+        while part := list(islice(rows, AT_ONCE)):
+            for offset, (row, answer) in enumerate(self._encoded(part), start=used + 1):
+                if isinstance(answer, Encoded):
+                    waiting.append((offset, answer, row))
+                if len(waiting) == self.batch_size:
+                    yield self._batch(waiting)
+                    waiting = []
+            used += len(part)
+        if waiting:
+            yield self._batch(waiting)
+
+    def _encoded(self, part: list[tuple[str, Row | Dropped]]) -> Iterator[tuple[Any, Any]]:
+        answers = iter(self.encoder.encode([row for _, row in part if isinstance(row, Row)]))
+        for where, row in part:
+            answer = next(answers) if isinstance(row, Row) else row
+            if isinstance(answer, BadRow):
+                self._bad(where, answer)
+            else:
+                self.counts["pairs" if isinstance(answer, Encoded) else str(answer)] += 1
+            yield row, answer
+
+    def _batch(self, waiting: list[tuple[int, Encoded, Row]]) -> PairBatch:
+        batch = pair_batch([e for _, e, _ in waiting], [r for *_, r in waiting], self.format)
+        batch.index = torch.tensor([offset - 1 for offset, *_ in waiting])
+        batch.rows_used = waiting[-1][0]
+        return batch
+
+    def _order(self) -> Iterator[tuple[str, Row | Dropped]]:
+        rng = random.Random(f"{self.seed}-{self.epoch}")
+        rows = self._mixed(rng)
+        if not self.shuffle:
+            yield from rows
+            return
+        buffer = list(islice(rows, BUFFER))
+        for row in rows:
+            at = rng.randrange(len(buffer))
+            yield buffer[at]
+            buffer[at] = row
+        rng.shuffle(buffer)
+        yield from buffer
+
+    def _mixed(self, rng: random.Random) -> Iterator[tuple[str, Row | Dropped]]:
+        live = [(source.weight, self._passes(source)) for source in self.sources]
+        while live:
+            at = rng.choices(range(len(live)), [weight for weight, _ in live])[0] if len(live) > 1 else 0
+            if (row := next(live[at][1], None)) is None:
+                del live[at]
+            else:
+                yield row
+
+    def _passes(self, source: Source) -> Iterator[tuple[str, Row | Dropped]]:
+        whole, part = int(source.weight), source.weight % 1
+        yield from chain.from_iterable(self._read(source, 1.0) for _ in range(whole))
+        if part:
+            yield from self._read(source, part)
+
+    def _read(self, source: Source, share: float) -> Iterator[tuple[str, Row | Dropped]]:
+        for chunk in source.chunks(streaming=True):
+            for number, item in zip(chunk.numbers, chunk.items, strict=True):
+                if share < 1 and content_hash([self.seed, self.epoch, source.path, number]) >= share * 2**64:
+                    continue
+                try:
+                    record = parse_line(item) if isinstance(item, bytes) else as_object(item)
+                    for pair in parse(record, self.format):
+                        yield source.where(number), pair
+                except BadRow as error:
+                    self._bad(source.where(number), error)
+
+    def _bad(self, where: str, error: BadRow) -> None:
+        if self.stop_at_bad:
+            field = f" field {error.field!r}:" if error.field else ""
+            raise DataError(f"{where}:{field} {error}; correct it, or type data.on_bad_row=drop")
+        self.counts[error.kind] += 1
+
+
+def pair_batch(encoded: Sequence[Encoded], rows: Sequence[Row], format: Format) -> PairBatch:
+    """Encoded pairs as one batch."""
+    sides = [
+        Ragged.from_rows([getattr(e, side) for e in encoded], torch.int32) for side in ("prompt", "chosen", "rejected")
+    ]
+    batch = PairBatch(*sides, index=torch.arange(len(encoded)))
+    if any(e.chosen_trained or e.rejected_trained for e in encoded):
+        masks = [
+            [getattr(e, f"{side}_trained") or [True] * len(getattr(e, side)) for e in encoded]
+            for side in ("chosen", "rejected")
+        ]
+        batch.trained = (Ragged.from_rows(masks[0], torch.uint8), Ragged.from_rows(masks[1], torch.uint8))
+    if format.weight_column:
+        batch.weight = torch.tensor([row.weight for row in rows], dtype=torch.float64)
+    if format.margin_column:
+        batch.margin = torch.tensor([row.margin for row in rows], dtype=torch.float64)
+    return batch
+
+
+class StreamLoader(DataLoader):
+    """One iteration of a stream is one epoch; Lightning has no hook that would tell a stream its epoch."""
+
+    def __init__(self, stream: PairStream, num_workers: int):
+        super().__init__(stream, batch_size=None, num_workers=num_workers)
+        self.epoch = 0
+
+    def __iter__(self):
+        self.dataset.epoch = self.epoch  # type: ignore[attr-defined]  travels to a worker with the data set
+        self.epoch += 1
+        return super().__iter__()

@@ -1,0 +1,259 @@
+"""Every odd row or file is refused by name, dropped and counted, warned about, or trained: a table of cases.
+
+Each case stands as line 2 of a file between two good rows. `refused` names file, line, field and what is allowed.
+"""
+
+import gzip
+import json
+
+import pytest
+
+from lightning_dpo import PreferenceDataModule
+from lightning_dpo.data.report import data_report
+from lightning_dpo.errors import DataError
+
+USER = {"role": "user", "content": "plot"}
+BOT = {"role": "assistant", "content": "music"}
+OTHER = {"role": "assistant", "content": "cast"}
+SYSTEM = {"role": "system", "content": "scene"}
+GOOD = {"prompt": "review of a french comedy :", "chosen": " witty plot", "rejected": " dull plot"}
+
+
+def row(**changes) -> bytes:
+    return json.dumps({k: v for k, v in {**GOOD, **changes}.items() if v != "absent"}).encode()
+
+
+def chat(prompt, chosen, rejected) -> bytes:
+    return json.dumps({"prompt": prompt, "chosen": chosen, "rejected": rejected}).encode()
+
+
+def talk(chosen, rejected) -> bytes:
+    return json.dumps({"chosen": chosen, "rejected": rejected}).encode()
+
+
+def ranked(**changes) -> bytes:
+    record = {"prompt": "plot", "responses": [" plot", " cast", " music"], "ranks": [1, 2, 3], **changes}
+    return json.dumps({k: v for k, v in record.items() if v != "absent"}).encode()
+
+
+HH = "\n\nHuman: plot\n\nAssistant:"
+
+REFUSED = {
+    # JSON
+    "cut off": (b'{"prompt": "a", "chosen": "b', "not JSON: Unterminated string .* cut off"),
+    "cut off between fields": (b'{"prompt": "a",', "not JSON: .* cut off"),
+    "single quotes": (b"{'prompt': 'a', 'chosen': 'b', 'rejected': 'c'}", "JSON takes double quotes"),
+    "trailing comma": (b'{"prompt": "a", "chosen": "b", "rejected": "c",}', "not JSON: .* at column"),
+    "two objects in a line": (row() + b" " + row(), "two objects in one line"),
+    "a list": (b"[1, 2]", "found a list, expected an object .*named .json"),
+    "a number": (b"3", "found a number, expected an object"),
+    "a text": (b'"a"', "found a text, expected an object"),
+    "null": (b"null", "found null, expected an object"),
+    "true": (b"true", "found true/false, expected an object"),
+    "no JSON at all": (b"hello", "not JSON: Expecting value at column 1"),
+    "nested without end": (b'{"a":' * 100_000, "nested too deeply|not JSON"),
+    "duplicate key": (b'{"prompt": "a", "prompt": "b", "chosen": "c", "rejected": "d"}', "'prompt': the key stands twice"),
+    # encoding
+    "not UTF-8": (row(chosen="x").replace(b'"x"', b'"\xff"'), "byte .* is not UTF-8"),
+    "Latin-1": (row(chosen="x").replace(b'"x"', "é".encode("latin-1")), "is not UTF-8"),
+    "lone surrogate": (row(chosen="x").replace(b'"x"', b'"\\ud800"'), "'chosen': half a surrogate pair"),
+    "lone surrogate in a message": (chat([USER], [BOT], "x").replace(b'"x"', b'"\\udc00"'), "half a surrogate pair"),
+    # fields
+    "prompt is missing": (row(prompt="absent"), "field 'prompt' is missing; found 'chosen', 'rejected'"),
+    "chosen is missing": (row(chosen="absent"), "field 'chosen' is missing"),
+    "rejected is missing": (row(rejected="absent"), "field 'rejected' is missing"),
+    "chosen is misspelt": (row(chosen="absent", chosn="x"), "type data.columns.chosen=chosn if that is it"),
+    "rejected is misspelt": (row(rejected="absent", Rejected="x"), "type data.columns.rejected=Rejected"),
+    "no fields": (b"{}", "found no fields"),
+    "prompt is null": (row(prompt=None), "'prompt': found null, expected a text or a list"),
+    "chosen is null": (row(chosen=None), "'chosen': found null"),
+    "rejected is null": (row(rejected=None), "'rejected': found null"),
+    "prompt is a number": (row(prompt=7), "'prompt': found a number"),
+    "chosen is a number": (row(chosen=7), "'chosen': found a number"),
+    "chosen is true": (row(chosen=True), "'chosen': found true/false"),
+    "chosen is an object": (row(chosen={"text": "a"}), "'chosen': found an object"),
+    "chosen is a list of texts": (row(chosen=["a"]), r"chosen\[0\].*found a text, expected a message"),
+    # messages
+    "unknown role": (chat([{"role": "bot", "content": "a"}], "b", "c"), r"prompt\[0\].*role 'bot'; allowed: system, user"),
+    "role is missing": (chat([{"content": "a"}], "b", "c"), "role None; allowed"),
+    "ShareGPT keys": (chat([{"from": "human", "value": "a"}], "b", "c"), "rename from/value to role/content"),
+    "content is null": (chat([{"role": "user", "content": None}], "b", "c"), "content is null, expected a text"),
+    "content is missing": (chat([{"role": "user"}], "b", "c"), "content is null"),
+    "content is a list of parts": (chat([{"role": "user", "content": [{"type": "text"}]}], "b", "c"), "content is a list"),
+    "tool calls": (chat([USER], [{**BOT, "tool_calls": [{"name": "f"}]}], "c"), "tool_calls are not supported"),
+    "no messages": (chat([], "b", "c"), "'prompt': the list of messages is empty"),
+    "no messages in chosen": (chat([USER], [], "c"), "'chosen': the list of messages is empty"),
+    "only a system message": (chat([SYSTEM], "b", "c"), "the last message is the system's, so nothing is asked"),
+    "response by the user": (chat([USER], [USER], "c"), "begins with the user's message; expected the assistant's"),
+    "response ends with the user": (chat([USER], [BOT, USER], "c"), "ends with the user's message"),
+    # mixtures
+    "text prompt, messages": (row(chosen=[BOT], rejected=[OTHER]), "the conversations share no message at the start|after the"),
+    "text beside a conversation": (talk([USER, BOT], "c"), "found a text, and the other fields hold messages"),
+    "prompt is not the last message": (chat("scene", [USER, BOT], [USER, OTHER]), "not the last message which both"),
+    "nothing shared": (talk([USER, BOT], [{"role": "user", "content": "x"}, OTHER]), "expected the assistant's turn"),
+    "users differ after a turn": (talk([USER, BOT, USER, BOT], [USER, BOT, {**USER, "content": "x"}, BOT]), "the user's; expected"),
+    "two formats at once": (ranked(chosen="a", rejected="b"), "data.columns.responses=null"),
+    "dialogues share nothing": (talk("\n\nHuman: a\n\nAssistant: b", "\n\nHuman: c\n\nAssistant: d"), "share no beginning"),
+    "dialogue ends with the human": (talk(HH + " a\n\nHuman: x", HH + " b"), "ends with the human's turn"),
+    "two human turns": (talk(HH + " a\n\nHuman: x\n\nHuman: y\n\nAssistant: z", HH + " b"), "two turns in a row"),
+    "one dialogue, one text": (talk(HH + " a", "b"), "field 'prompt' is missing"),
+    # ranked lists
+    "ranked without a prompt": (ranked(prompt="absent"), "'prompt' is missing beside the responses"),
+    "neither ranks nor scores": (ranked(ranks="absent"), "needs ranks or scores"),
+    "both ranks and scores": (ranked(scores=[1, 2, 3]), "needs ranks or scores, one of them"),
+    "ranks of another length": (ranked(ranks=[1, 2]), "2 ranks for 3 responses"),
+    "a rank that is a text": (ranked(ranks=["1", "2", "3"]), "'ranks': found '1', expected numbers"),
+    "a rank that is not a number": (ranked(ranks=[1, float("nan"), 2]), "found nan, expected numbers"),
+    "one response": (ranked(responses=["a"], ranks=[1]), "a list of two or more"),
+    "a response that is null": (ranked(responses=[" plot", None, " cast"]), r"responses\[1\].*found null"),
+    # what a terminal would obey
+    "control characters": (chat([{"role": "\x1b[31m", "content": "a"}], "b", "c"), r"role '\\x1b\[31m'"),
+}  # fmt: skip
+
+DROPPED = {
+    "identical responses": (row(chosen="a", rejected="a"), "identical"),
+    "identical messages": (chat([USER], [BOT], [BOT]), "identical"),
+    "identical conversations": (talk([USER, BOT], [USER, BOT]), "identical"),
+    "empty chosen": (row(chosen=""), "empty"),
+    "empty rejected": (row(rejected=""), "empty"),
+    "all ranks equal": (ranked(ranks=[1, 1, 1]), "no_preference"),
+    "prompt longer than the budget": (row(prompt="plot " * 60), "prompt_too_long"),
+    "alike once cut": (row(chosen=" plot" * 60 + " a", rejected=" plot" * 60 + " b"), "identical_after_cut"),
+}
+
+WARNED = {
+    "the other way round": (row(chosen=GOOD["rejected"], rejected=GOOD["chosen"]), "also stand the other way round"),
+    "a duplicate": (row(), "exact duplicates"),
+    "cut response": (row(chosen=" plot" * 60), "have no end token"),
+    "special token in text": (row(chosen=" plot </s> cast"), "spell a special token"),
+    "no space": (row(prompt="review of a plot", chosen="music plot", rejected="music cast"), "runs into the response"),
+}
+
+TRAINED = {
+    "blank line": (b"  ", 2),
+    "extra fields": (row(index=5, reference="x", weight=-3, note=None), 3),
+    "an extra field that is no number": (row(score=float("nan")), 3),
+    "unicode": (row(chosen=" \u2028 é 😀 \x00"), 3),
+    "CRLF": (row() + b"\r", 3),
+    "messages with other keys": (chat([{**USER, "name": "x", "tool_calls": None}], [BOT], [OTHER]), 3),
+    "null lists beside a pair": (row(responses=None, ranks=None), 3),
+    "ranked list": (ranked(), 5),
+    "ranked by scores, one tie": (ranked(ranks="absent", scores=[0.5, 0.5, 2.0]), 4),
+    "whitespace response": (row(chosen=" "), 3),
+}
+
+
+@pytest.fixture(scope="module")
+def tokenizer():
+    from lightning_dpo.demo import ASSETS
+    from lightning_dpo.models import load_tokenizer
+
+    tokenizer = load_tokenizer(ASSETS / "model")
+    tokenizer.chat_template = "{% for m in messages %}{{ m.content }} {% endfor %}"
+    return tokenizer
+
+
+@pytest.fixture
+def read(tokenizer, tmp_path):
+    def read(case: bytes, name: str = "rows.jsonl", **options) -> PreferenceDataModule:
+        path = tmp_path / name
+        path.write_bytes(row() + b"\n" + case + b"\n" + row(chosen=" witty cast") if case else b"")
+        data = PreferenceDataModule(tokenizer, path, max_length=40, cache_dir=tmp_path / "tokens", **options)
+        data.setup()
+        return data
+
+    return read
+
+
+def test_the_table_is_long():
+    assert len(REFUSED) + len(DROPPED) + len(WARNED) + len(TRAINED) >= 85 and len(REFUSED) >= 60
+
+
+@pytest.mark.parametrize("name", REFUSED)
+def test_refused(name, read, tmp_path):
+    case, said = REFUSED[name]
+    with pytest.raises(DataError, match=f"(?s)rows.jsonl:2:.*({said}).*data.on_bad_row=drop") as error:
+        read(case)
+    assert str(error.value).replace("\n", "").isprintable()
+    assert not list((tmp_path / "tokens").glob("*/manifest.json")), "nothing is kept of a refused source"
+
+
+@pytest.mark.parametrize("name", REFUSED)
+def test_a_refused_row_can_be_dropped_and_is_counted(name, read):
+    data = read(REFUSED[name][0], on_bad_row="drop")
+    report = data_report(data)
+    assert report["pairs"] == {"read": 3, "train": 2, "dropped": 1}
+    assert sum(report["sources"][0]["bad"].values()) == 1 and "rows.jsonl:2" in report["sources"][0]["bad_rows"][0]
+    assert any("1 bad rows left out" in warning for warning in report["warnings"])
+
+
+@pytest.mark.parametrize("name", DROPPED)
+def test_dropped(name, read):
+    case, reason = DROPPED[name]
+    report = data_report(read(case))
+    assert report["pairs"] == {"read": 3, "train": 2, "dropped": 1}
+    assert report["sources"][0]["dropped"] == {reason: 1}
+
+
+@pytest.mark.parametrize("name", WARNED)
+def test_warned(name, read):
+    case, said = WARNED[name]
+    assert any(said in warning for warning in data_report(read(case))["warnings"])
+    assert not any(said in warning for warning in data_report(read(row(chosen=" clever plot")))["warnings"])
+
+
+@pytest.mark.parametrize("name", TRAINED)
+def test_trained(name, read):
+    case, pairs = TRAINED[name]
+    assert len(read(case).train_pairs) == pairs
+
+
+def test_all_bad_rows_are_counted_by_kind_and_the_first_is_named(read):
+    case = b"\n".join([b"{", row(chosen=None), row(chosen=3), row()])
+    with pytest.raises(DataError) as error:
+        read(case)
+    text = str(error.value)
+    assert "rows.jsonl:2: not JSON" in text and "2 more rows" in text and "1 json, 2 type in all" in text
+    assert "first in lines 3, 4" in text
+
+
+@pytest.mark.parametrize(
+    ("content", "name", "said"),
+    [
+        (b"", "rows.jsonl", "the file is empty"),
+        (b"\n \n", "rows.jsonl", "holds no rows"),
+        (json.dumps(GOOD).encode("utf-16"), "rows.jsonl", "UTF-16; save it as UTF-8"),
+        (json.dumps(GOOD).encode("utf-16-le"), "rows.jsonl", "UTF-16"),
+        (gzip.compress(row()), "rows.jsonl", "compressed by gzip; rename it to rows.jsonl.gz"),
+        (row(), "rows.jsonl.gz", "no gzip; rename it to rows.jsonl"),
+        (gzip.compress(row() * 99)[:60], "rows.jsonl.gz", "damaged gzip"),
+        (b"PAR0 nothing", "rows.parquet", "not a Parquet file"),
+        (b"PAR1 nothing", "rows.parquet", "not a readable Parquet file"),
+        (b"a,b", "rows.csv", "unknown file type '.csv'; allowed: .jsonl"),
+        (b"[" + row() + b",", "rows.json", "not JSON"),
+        (b"[]", "rows.json", "holds no rows"),
+    ],
+)
+def test_a_file_that_cannot_be_read_has_its_own_message(content, name, said, tokenizer, tmp_path):
+    (tmp_path / name).write_bytes(content)
+    with pytest.raises(DataError, match=said):
+        PreferenceDataModule(tokenizer, tmp_path / name, cache_dir=tmp_path / "tokens").setup()
+
+
+def test_a_path_that_does_not_exist_names_its_like(tokenizer, tmp_path):
+    (tmp_path / "train.jsonl").write_bytes(row())
+    for given, said in (
+        (tmp_path / "trian.jsonl", "no such file .did you mean .*train.jsonl"),
+        (tmp_path, "a folder that `datasets` did not save"),
+        ("org/name", "a hub data set needs a split"),
+        ("nothing.jsonl", "no such file"),
+    ):
+        with pytest.raises(DataError, match=said):
+            PreferenceDataModule(tokenizer, given, cache_dir=tmp_path / "tokens").setup()
+
+
+def test_a_bom_and_a_missing_last_newline_are_fine(tokenizer, tmp_path):
+    (tmp_path / "rows.jsonl").write_bytes(b"\xef\xbb\xbf" + row() + b"\r\n\n" + row(chosen=" witty cast"))
+    data = PreferenceDataModule(tokenizer, tmp_path / "rows.jsonl", cache_dir=tmp_path / "tokens")
+    data.setup()
+    assert [data.train_pairs.where(i)[-2:] for i in range(2)] == [":1", ":3"]

@@ -1,0 +1,91 @@
+"""The data report counts what an independent, slow count gives, in memory that does not grow with the rows."""
+
+import json
+import random
+from collections import Counter
+
+import pytest
+
+from lightning_dpo import PreferenceDataModule
+from lightning_dpo.data import report as module
+from lightning_dpo.data.report import data_report, plot_lengths
+
+WORDS = ["witty", "dull", "plot", "cast", "music", "charming"]
+
+
+@pytest.fixture
+def rows():
+    """Random rows with every kind of repetition."""
+    rng = random.Random(0)
+
+    def text(n: int) -> str:
+        return "".join(" " + rng.choice(WORDS) for _ in range(rng.randint(1, n)))
+
+    rows = [dict(prompt=f"review of a plot{text(1)}", chosen=text(3), rejected=text(2)) for _ in range(300)]
+    rows += [dict(prompt=r["prompt"], chosen=r["rejected"], rejected=r["chosen"]) for r in rows[:20]] + rows[50:60]
+    return [r for r in rows if r["chosen"] != r["rejected"]]
+
+
+@pytest.fixture
+def data(reviews, rows, tmp_path):
+    (tmp_path / "train.jsonl").write_text("\n".join(map(json.dumps, rows[:250])))
+    (tmp_path / "val.jsonl").write_text("\n".join(map(json.dumps, rows[250:])))
+    data = PreferenceDataModule(reviews / "model", tmp_path / "train.jsonl", tmp_path / "val.jsonl")
+    data.setup()
+    return data
+
+
+@pytest.mark.parametrize("piece", [1 << 16, 7])
+def test_counts_are_those_of_a_slow_count(data, rows, monkeypatch, piece):
+    monkeypatch.setattr(module, "PIECE", piece)
+    report, train, val = data_report(data), rows[:250], rows[250:]
+    prompts = Counter(r["prompt"] for r in train)
+    ordered = Counter((r["prompt"], r["chosen"], r["rejected"]) for r in train)
+    found = report["sets"]["train"]
+    assert found["pairs"] == 250 and found["prompts"] == len(prompts)
+    assert found["pairs_per_prompt_max"] == max(prompts.values())
+    assert found["exact_duplicates"] == sum(n - 1 for n in ordered.values())
+    assert found["contradictory"] == sum((p, r, c) in ordered for p, c, r in ordered) / 2
+    shared = report["shared_with_train"]["val"]
+    assert shared["prompts"] == len({r["prompt"] for r in val} & set(prompts))
+    either = {(r["prompt"], *sorted((r["chosen"], r["rejected"]))) for r in train}
+    assert shared["pairs"] == len({(r["prompt"], *sorted((r["chosen"], r["rejected"]))) for r in val} & either)
+
+
+def test_lengths_and_their_bias_are_those_of_a_slow_count(data, rows):
+    found = data_report(data)["sets"]["train"]
+    lengths = sorted(len(r["chosen"].split()) + 1 for r in rows[:250])  # and the end token
+    chosen = found["lengths"]["chosen"]
+    assert chosen["mean"] == pytest.approx(sum(lengths) / 250, abs=0.01) and chosen["max"] == lengths[-1]
+    assert chosen["q50"] == lengths[124] and chosen["tokens"] == sum(lengths) == sum(
+        n * round(e) for n, e in zip(chosen["histogram"]["pairs"], chosen["histogram"]["edges"], strict=False)
+    )
+    longer = [len(r["chosen"].split()) - len(r["rejected"].split()) for r in rows[:250]]
+    wins = found["longer_wins"]
+    assert wins["longer"] == sum(d > 0 for d in longer) / 250 and wins["equal"] == sum(d == 0 for d in longer) / 250
+    assert wins["accuracy"] == pytest.approx(wins["longer"] + wins["equal"] / 2)
+
+
+def test_warnings_name_what_to_do_and_stay_away_where_nothing_is_wrong(data, reviews, few_reviews):
+    said = " ".join(data_report(data)["warnings"])
+    for text in ("also trained on, so it measures memory; type data.val=0.05", "the other way round; decide",
+                 '"the longer one wins" is right for'):  # fmt: skip
+        assert text in said
+    clean = PreferenceDataModule(reviews / "model", few_reviews)
+    clean.setup()
+    assert data_report(clean)["warnings"] == []
+
+
+def test_three_pairs_are_shown_decoded_with_the_trained_tokens_marked(data, rows):
+    examples = data_report(data)["examples"]
+    assert [e["where"][-2:] for e in examples] == [":1", ":2", ":3"]
+    for example, row in zip(examples, rows, strict=False):
+        assert example["prompt"] == row["prompt"]
+        assert example["chosen"] == f"«{row['chosen'].strip()} </s>»"
+
+
+def test_a_report_is_plain_json_and_its_lengths_are_drawn(data, tmp_path):
+    report = data_report(data)
+    assert json.loads(json.dumps(report)) == report
+    plot_lengths(report, tmp_path / "lengths.png")
+    assert (tmp_path / "lengths.png").read_bytes()[:4] == b"\x89PNG"

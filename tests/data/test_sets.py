@@ -1,0 +1,85 @@
+"""Mixtures: each pair as often per epoch as its source's weight says, and a run goes on where it stopped."""
+
+from collections import Counter
+
+import pytest
+import torch
+
+from lightning_dpo import PreferenceDataModule
+from lightning_dpo.data.sets import EpochSampler
+
+
+def epoch(order: EpochSampler, number: int) -> list[int]:
+    order.set_epoch(number)
+    return list(order)
+
+
+@pytest.mark.parametrize("shuffle", [True, False])
+@pytest.mark.parametrize("weight", [0.5, 1.0, 1.5, 2.0, 3.0])
+def test_over_two_epochs_every_pair_is_seen_twice_its_weight(weight, shuffle):
+    order = EpochSampler([40, 10], [weight, 1.0], seed=3, shuffle=shuffle)
+    seen = Counter(epoch(order, 0) + epoch(order, 1))
+    assert {seen[i] for i in range(40)} == {2 * weight} and {seen[i] for i in range(40, 50)} == {2}
+    assert len(order) == 40 * weight + 10
+
+
+def test_half_a_source_is_a_seeded_half():
+    halves = [set(epoch(EpochSampler([40], [0.5], seed, True), 0)) for seed in (0, 0, 1)]
+    assert halves[0] == halves[1] != halves[2] and len(halves[0]) == 20
+
+
+def test_without_shuffle_rows_keep_the_order_of_sources_and_rows():
+    assert epoch(EpochSampler([3, 2], [2.0, 1.0], 0, False), 0) == [0, 1, 2, 0, 1, 2, 3, 4]
+    half = epoch(EpochSampler([40], [0.5], 0, False), 0)
+    assert half == sorted(half)
+
+
+def test_a_small_share_still_takes_a_row():
+    assert len(EpochSampler([3], [0.01], 0, True)) == 1
+
+
+@pytest.fixture
+def mixture(reviews, few_reviews, tmp_path):
+    lines = few_reviews.read_text().splitlines(keepends=True)
+    for name, part in (("a.jsonl", lines[:20]), ("b.jsonl", lines[20:25])):
+        (tmp_path / name).write_text("".join(part))
+
+    def make(**options) -> PreferenceDataModule:
+        train = [str(tmp_path / "a.jsonl"), {"path": str(tmp_path / "b.jsonl"), "weight": 2}]
+        data = PreferenceDataModule(reviews / "model", train, batch_size=4, **options)
+        data.setup()
+        return data
+
+    return make
+
+
+def test_a_batch_over_several_sources_holds_the_pairs_of_its_positions(mixture):
+    data = mixture()
+    for batch in data.train_dataloader():
+        for i, position in enumerate(batch.index.tolist()):
+            stored, row = data.train_pairs.locate(position)
+            assert torch.equal(batch.chosen.row(i), stored.pairs.chosen.row(row))
+            assert data.train_pairs.where(position).endswith(f"{'a' if position < 20 else 'b'}.jsonl:{row + 1}")
+
+
+@pytest.mark.parametrize("streaming", [False, True])
+@pytest.mark.parametrize("workers", [0, 1])
+def test_a_run_goes_on_with_the_batches_that_it_had_not_taken(mixture, streaming, workers):
+    whole = [batch.chosen.values.tolist() for batch in mixture(streaming=streaming, seed=5).train_dataloader()]
+    stopped = mixture(streaming=streaming, seed=5)
+    for _, batch in zip(range(3), stopped.train_dataloader(), strict=False):
+        stopped.used(batch, epoch=0)
+    goes_on = mixture(streaming=streaming, seed=5, num_workers=workers)
+    goes_on.load_state_dict(stopped.state_dict())
+    rest = [batch.chosen.values.tolist() for batch in goes_on.train_dataloader()]
+    assert len(whole) == 8 and rest == whole[3:]
+
+
+def test_a_later_epoch_goes_on_in_its_own_order(mixture):
+    data = mixture()
+    loader = data.train_dataloader()
+    loader.sampler.set_epoch(2)
+    whole = [batch.index.tolist() for batch in loader]
+    goes_on = mixture()
+    goes_on.load_state_dict({"epoch": 2, "batches": 5, "rows_used": 0})
+    assert [batch.index.tolist() for batch in goes_on.train_dataloader()] == whole[5:]

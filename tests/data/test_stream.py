@@ -1,0 +1,80 @@
+"""Streams: the same pairs as from disk, in a seeded order, without reading ahead more than the buffer."""
+
+import json
+from collections import Counter
+
+import pytest
+
+from lightning_dpo import PreferenceDataModule
+from lightning_dpo.data import stream
+from lightning_dpo.errors import DataError
+
+
+@pytest.fixture
+def make(reviews, few_reviews):
+    def make(train=few_reviews, **options) -> PreferenceDataModule:
+        data = PreferenceDataModule(reviews / "model", train, batch_size=5, streaming=True, **options)
+        data.setup()
+        return data
+
+    return make
+
+
+def texts(data: PreferenceDataModule, loader=None) -> list[str]:
+    batches = data.train_dataloader() if loader is None else loader
+    return [data.tokenizer.decode(row.tolist()) for batch in batches for row in batch.chosen.rows()]
+
+
+def test_a_stream_holds_every_pair_once_an_epoch_each_epoch_in_its_own_order(make, few_reviews, monkeypatch):
+    monkeypatch.setattr(stream, "BUFFER", 10)
+    data = make()
+    expected = Counter(json.loads(line)["chosen"].strip() + " </s>" for line in few_reviews.read_text().splitlines())
+    loader = data.train_dataloader()
+    first, second = texts(data, loader), texts(data, loader)
+    assert Counter(first) == Counter(second) == expected and first != second
+    assert texts(make()) == first and texts(make(seed=1)) != first
+
+
+def test_without_shuffle_a_stream_keeps_the_order_of_the_file(make, few_reviews):
+    rows = [json.loads(line)["chosen"].strip() + " </s>" for line in few_reviews.read_text().splitlines()]
+    assert texts(make(shuffle=False)) == rows
+
+
+def test_weights_are_passes_and_shares_of_a_stream(make, few_reviews):
+    counts = Counter(texts(make([{"path": str(few_reviews), "weight": 2.5}])))
+    once = Counter(texts(make()))
+    assert all(2 * once[t] <= counts[t] <= 3 * once[t] for t in once) and 100 < sum(counts.values()) < 140
+
+
+def test_only_the_buffer_is_read_ahead(make, reviews, tmp_path, monkeypatch):
+    monkeypatch.setattr(stream, "BUFFER", 10)
+    monkeypatch.setattr(stream, "AT_ONCE", 4)
+    monkeypatch.setattr("lightning_dpo.data.sources.CHUNK", 8)
+    lines = [json.dumps(dict(prompt="plot", chosen=f" witty cast {i}", rejected=" dull")) for i in range(60)]
+    (tmp_path / "rows.jsonl").write_text("\n".join([*lines, "broken"]))
+    batches = iter(make(tmp_path / "rows.jsonl").train_dataloader())
+    for _ in range(5):
+        next(batches)
+    with pytest.raises(DataError, match=r"rows.jsonl:61: not JSON.*data.on_bad_row=drop"):
+        list(batches)
+
+
+def test_bad_rows_of_a_stream_can_be_dropped_and_are_counted(make, few_reviews, tmp_path):
+    (tmp_path / "rows.jsonl").write_text("broken\n" + few_reviews.read_text() + '{"prompt": 1}\n')
+    data = make(tmp_path / "rows.jsonl", on_bad_row="drop")
+    loader = data.train_dataloader()
+    assert len(texts(data, loader)) == 48
+    assert loader.dataset.counts == {"pairs": 48, "json": 1, "missing": 1}
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        (dict(val=0.1), "a stream cannot be split by prompt"),
+        (dict(num_workers=2), "a stream is read by one"),
+        (dict(report=True), "type data.streaming=false"),
+    ],
+)
+def test_what_a_stream_cannot_do_is_refused(make, options, said):
+    with pytest.raises(DataError, match=said):
+        make(**options)

@@ -14,7 +14,7 @@ COMMANDS = [
     line
     for kind, block in BLOCKS
     if kind == "bash"
-    for line in block.splitlines()
+    for line in block.replace("\\\n", " ").splitlines()
     if "lightning_dpo.train" in line and "--help" not in line
 ]
 

@@ -38,7 +38,7 @@ class PreferenceDataModule(L.LightningDataModule):
         ranked: which pairs a ranked list of responses gives.
         columns: names of the fields prompt, chosen, rejected, responses, ranks, scores; None for a field to ignore.
         weight_column, margin_column: fields with a number per row, for the loss.
-        subset, split, revision: of hub data sets that don't name their own (the split of validation is its own).
+        subset, split, revision: of hub data sets in `train` that don't name their own; validation names its own.
         streaming: tokenise while training and keep nothing, for sets larger than the disk.
         on_bad_row: stop at rows that are no preference pair, or drop and count them.
         shuffle: a new order each epoch, a function of seed and epoch.

@@ -80,8 +80,9 @@ class PairTokenizer:
     def encode(self, rows: Sequence[Row]) -> list[Encoded | Dropped | BadRow]:
         """Each row's tokens, or why it has none; one answer per row, in order.
 
-        Dropped: `prompt_too_long` (it fills max_length, or no part of it may be cut), `no_prompt_token` (nothing
-        precedes the first response token), `identical_tokens` (the texts differ), `identical_after_cut`, `nothing_trained` (the cut took all of it).
+        Dropped: `prompt_too_long` (it fills max_length, or what must stay of it is longer than max_prompt_length),
+        `no_prompt_token` (nothing precedes the first response token), `identical_tokens` (of different texts),
+        `identical_after_cut`, `nothing_trained` (all trained tokens are cut).
         """
         rendered = [self._rendered(row) for row in rows]
         good = [texts for texts in rendered if not isinstance(texts, BadRow)]

@@ -16,6 +16,7 @@ USER = {"role": "user", "content": "plot"}
 BOT = {"role": "assistant", "content": "music"}
 OTHER = {"role": "assistant", "content": "cast"}
 SYSTEM = {"role": "system", "content": "scene"}
+ASK = {"role": "user", "content": "x"}
 GOOD = {"prompt": "review of a french comedy :", "chosen": " witty plot", "rejected": " dull plot"}
 
 
@@ -52,7 +53,7 @@ REFUSED = {
     "true": (b"true", "found true/false, expected an object"),
     "no JSON at all": (b"hello", "not JSON: Expecting value at column 1"),
     "nested without end": (b'{"a":' * 100_000, "nested too deeply|not JSON"),
-    "duplicate key": (b'{"prompt": "a", "prompt": "b", "chosen": "c", "rejected": "d"}', "'prompt': the key stands twice"),
+    "duplicate key": (b'{"prompt": "a", "prompt": "b", "chosen": "c"}', "'prompt': the key stands twice"),
     # encoding
     "not UTF-8": (row(chosen="x").replace(b'"x"', b'"\xff"'), "byte .* is not UTF-8"),
     "Latin-1": (row(chosen="x").replace(b'"x"', "é".encode("latin-1")), "is not UTF-8"),
@@ -74,12 +75,12 @@ REFUSED = {
     "chosen is an object": (row(chosen={"text": "a"}), "'chosen': found an object"),
     "chosen is a list of texts": (row(chosen=["a"]), r"chosen\[0\].*found a text, expected a message"),
     # messages
-    "unknown role": (chat([{"role": "bot", "content": "a"}], "b", "c"), r"prompt\[0\].*role 'bot'; allowed: system, user"),
+    "unknown role": (chat([{"role": "bot", "content": "a"}], "b", "c"), r"prompt\[0\].*role 'bot'; allowed: system"),
     "role is missing": (chat([{"content": "a"}], "b", "c"), "role None; allowed"),
     "ShareGPT keys": (chat([{"from": "human", "value": "a"}], "b", "c"), "rename from/value to role/content"),
     "content is null": (chat([{"role": "user", "content": None}], "b", "c"), "content is null, expected a text"),
     "content is missing": (chat([{"role": "user"}], "b", "c"), "content is null"),
-    "content is a list of parts": (chat([{"role": "user", "content": [{"type": "text"}]}], "b", "c"), "content is a list"),
+    "content is a list of parts": (chat([{**USER, "content": [{"type": "text"}]}], "b", "c"), "content is a list"),
     "tool calls": (chat([USER], [{**BOT, "tool_calls": [{"name": "f"}]}], "c"), "tool_calls are not supported"),
     "no messages": (chat([], "b", "c"), "'prompt': the list of messages is empty"),
     "no messages in chosen": (chat([USER], [], "c"), "'chosen': the list of messages is empty"),
@@ -87,13 +88,13 @@ REFUSED = {
     "response by the user": (chat([USER], [USER], "c"), "begins with the user's message; expected the assistant's"),
     "response ends with the user": (chat([USER], [BOT, USER], "c"), "ends with the user's message"),
     # mixtures
-    "text prompt, messages": (row(chosen=[BOT], rejected=[OTHER]), "the conversations share no message at the start|after the"),
+    "text prompt, messages": (row(chosen=[BOT], rejected=[OTHER]), "the conversations share no message at the start"),
     "text beside a conversation": (talk([USER, BOT], "c"), "found a text, and the other fields hold messages"),
     "prompt is not the last message": (chat("scene", [USER, BOT], [USER, OTHER]), "not the last message which both"),
-    "nothing shared": (talk([USER, BOT], [{"role": "user", "content": "x"}, OTHER]), "expected the assistant's turn"),
-    "users differ after a turn": (talk([USER, BOT, USER, BOT], [USER, BOT, {**USER, "content": "x"}, BOT]), "the user's; expected"),
+    "nothing shared": (talk([USER, BOT], [ASK, OTHER]), "expected the assistant's turn"),
+    "users differ after a turn": (talk([USER, BOT, USER, BOT], [USER, BOT, ASK, BOT]), "the user's; expected"),
     "two formats at once": (ranked(chosen="a", rejected="b"), "data.columns.responses=null"),
-    "dialogues share nothing": (talk("\n\nHuman: a\n\nAssistant: b", "\n\nHuman: c\n\nAssistant: d"), "share no beginning"),
+    "dialogues share nothing": (talk(HH + " b", HH.replace("plot", "cast") + " d"), "share no beginning"),
     "dialogue ends with the human": (talk(HH + " a\n\nHuman: x", HH + " b"), "ends with the human's turn"),
     "two human turns": (talk(HH + " a\n\nHuman: x\n\nHuman: y\n\nAssistant: z", HH + " b"), "two turns in a row"),
     "one dialogue, one text": (talk(HH + " a", "b"), "field 'prompt' is missing"),

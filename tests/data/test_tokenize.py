@@ -237,7 +237,8 @@ def test_of_several_turns_the_last_or_all_of_the_assistants_are_trained(row, tur
 
 
 def test_a_template_that_rewrites_earlier_turns_is_refused_for_several_turns():
-    forgetful = "{% for m in messages %}{% if loop.last or m.role == 'user' %}{{ m.role }} {{ m.content }} {% endif %}{% endfor %}"
+    kept = "{% if loop.last or m.role == 'user' %}{{ m.content }} {% endif %}"
+    forgetful = "{% for m in messages %}" + kept + "{% endfor %}"
     with pytest.raises(BadRow, match="prints earlier turns differently"):
         encoded(byte_level(template=forgetful), TURNS)
 

@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch.utils.data import DataLoader
 
-from lightning_dpo import CopyReference, DPOModule, losses
+from lightning_dpo import CopyReference, DPOModule, PreferenceDataModule, losses
 from lightning_dpo.losses import ReferenceRequired
 from tests.conftest import gpt2, llama, random_pairs
 
@@ -188,3 +188,38 @@ def test_on_a_gpu_a_step_equals_that_on_the_cpu():
     trainer(accelerator="gpu", devices=1).fit(on_gpu, loader(random_pairs(8), 8))
     for a, b in zip(on_cpu.policy.parameters(), on_gpu.policy.parameters(), strict=True):
         torch.testing.assert_close(a, b.cpu(), atol=1e-4, rtol=1e-3)
+
+
+def test_named_validation_sets_are_logged_apart_and_together(reviews, few_reviews, tmp_path):
+    lines = few_reviews.read_text().splitlines(keepends=True)
+    for name, part in (("a", lines[:9]), ("b", lines[9:])):
+        (tmp_path / f"{name}.jsonl").write_text("".join(part))
+    val = {"a": tmp_path / "a.jsonl", "b": [tmp_path / "b.jsonl"]}
+    data = PreferenceDataModule(reviews / "model", few_reviews, val, batch_size=8)
+    run = DPOModule(reviews / "model", partial(losses.simpo, beta=2.0, gamma=0.5))
+    logged = _validated(run, data)
+    for metric in ("loss", "logps/chosen", "rewards/accuracies"):
+        a, b, both = (logged[f"val/{name}{metric}"] for name in ("a/", "b/", ""))
+        assert both == pytest.approx((9 * a + 39 * b) / 48, rel=1e-5), "each pair counts once"
+
+
+def _validated(run: DPOModule, data) -> dict[str, float]:
+    validator = trainer()
+    validator.validate(run, data, verbose=False)
+    return {name: float(value) for name, value in validator.callback_metrics.items()}
+
+
+def step_taken(pairs) -> torch.Tensor:
+    """How far one step of plain SGD at learning rate 1 moves the weights: the gradient."""
+    run = module(optimizer=partial(torch.optim.SGD, lr=1.0))
+    before = torch.cat([p.detach().flatten() for p in run.policy.parameters()])
+    trainer().fit(run, loader(pairs, len(pairs)))
+    return before - torch.cat([p.detach().flatten() for p in run.policy.parameters()])
+
+
+def test_weights_multiply_the_losses_of_their_pairs():
+    """The step is the sum of weight x loss over the number of pairs."""
+    weights, pairs = [3.0, 0.0, 1.0, 0.5], random_pairs(4)
+    expected = sum(w * step_taken(pairs.select([i])) for i, w in enumerate(weights)) / 4
+    pairs.weight = torch.tensor(weights, dtype=torch.float64)
+    torch.testing.assert_close(step_taken(pairs), expected, atol=1e-6, rtol=1e-4)

@@ -96,3 +96,36 @@ def test_dropout_stays_off_although_the_configuration_has_some():
 def test_a_pair_without_a_prompt_token_is_refused():
     with pytest.raises(ValueError, match="no prompt token"):
         Scorer(llama()).responses(Ragged(torch.tensor([]), torch.tensor([0])), Ragged.from_rows([[1, 2]]))
+
+
+def masked(pairs: int = 6):
+    """random_pairs with context inside the responses; at least the last token is trained."""
+    batch = random_pairs(pairs)
+    generator = torch.Generator().manual_seed(1)
+
+    def mask(side: Ragged) -> Ragged:
+        rows = [torch.randint(0, 2, (int(n),), generator=generator, dtype=torch.uint8) for n in side.lengths]
+        for row in rows:
+            row[-1] = 1
+        return Ragged.from_rows(rows)
+
+    batch.trained = mask(batch.chosen), mask(batch.rejected)
+    return batch
+
+
+def test_of_a_response_of_several_turns_only_the_trained_tokens_are_scored_given_all_before_them(model):
+    batch = masked()
+    scored, lengths = Scorer(model)(batch), batch.trained_lengths()
+    for side, mask, counts in zip(("chosen", "rejected"), batch.trained, lengths, strict=True):
+        for i in range(len(batch)):
+            everything = oracle(model, batch.prompt.row(i).tolist(), getattr(batch, side).row(i).tolist())
+            expected = [logp for logp, on in zip(everything, mask.row(i).tolist(), strict=True) if on]
+            assert getattr(scored, side).row(i).tolist() == pytest.approx(expected, abs=1e-5)
+        assert torch.equal(counts, getattr(scored, side).lengths)
+
+
+def test_masks_follow_their_pairs_into_a_batch():
+    batch = masked()
+    part = batch.select([4, 1])
+    assert torch.equal(part.trained[0].row(0), batch.trained[0].row(4))
+    assert torch.equal(part.trained_lengths()[1], batch.trained_lengths()[1][[4, 1]])

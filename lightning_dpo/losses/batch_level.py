@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import logsigmoid
 
+from lightning_dpo.losses.numerics import sigmoid
 from lightning_dpo.losses.types import PairLogps, PairLoss, Positive, Smoothing, needs, pair_loss
 
 
@@ -81,7 +82,7 @@ def kto_pair(logps: PairLogps, *, beta: Positive) -> PairLoss:
     """
     u, v = logps.log_ratios()
     z_chosen, z_rejected = (torch.relu(x.mean()).detach() for x in (u, v))
-    loss = 0.5 * torch.sigmoid(-beta * (u - z_rejected)) + 0.5 * torch.sigmoid(-beta * (z_chosen - v))
+    loss = 0.5 * sigmoid(-beta * (u - z_rejected)) + 0.5 * sigmoid(-beta * (z_chosen - v))
     return pair_loss(loss, beta * u, beta * v, margin=beta * (u - v))
 
 
@@ -109,14 +110,13 @@ def beta_dpo(
 
     Returns log 2 for each pair where the policy equals the reference and none is dropped. The margin is β_b h.
 
-    References: Wu et al. 2024 (arXiv 2407.08639), as in the authors' code; not confirmed from the paper, whose gap has β
-    inside.
+    References: Wu et al. 2024 (arXiv 2407.08639), as in the authors' code, not confirmed from the paper.
     """
     u, v = logps.log_ratios()
     h = u - v
     distance = (h.detach() - m0).abs()
     kept = distance.argsort(stable=True).argsort() < len(h) - math.floor(drop * len(h))
-    share = kept / kept.sum() * len(h)
+    share = kept.to(h) / kept.sum() * len(h)
     adapted = (beta * (1 + a * ((share * h.detach()).mean() - m0))).clamp(min=1e-3)
     return pair_loss(-share * logsigmoid(adapted * h), beta * u, beta * v, margin=adapted * h)
 

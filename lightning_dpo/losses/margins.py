@@ -24,7 +24,7 @@ def rdpo(logps: PairLogps, *, beta: Positive, alpha: NonNegative = 0.01) -> Pair
     References: Park et al. 2024 (arXiv 2403.19159).
     """
     u, v = logps.log_ratios()
-    h = beta * (u - v) + alpha * (logps.chosen_tokens - logps.rejected_tokens)
+    h = beta * (u - v) + alpha * (logps.chosen_tokens - logps.rejected_tokens).to(u)
     return pair_loss(-logsigmoid(h), beta * u, beta * v, margin=h)
 
 

@@ -4,6 +4,7 @@ import math
 
 import torch
 from torch import Tensor
+from torch.nn.functional import logsigmoid
 
 ALMOST_CERTAIN = -1e-6
 """Largest log-probability that log1mexp tells from certainty, nats."""
@@ -19,6 +20,11 @@ def bounded_exp(x: Tensor) -> Tensor:
     """
     within = x.clamp(max=math.log(torch.finfo(x.dtype).max) - 8)
     return within.exp() * (1 + (x - within))
+
+
+def sigmoid(x: Tensor) -> Tensor:
+    """σ(x), with a slope that is exact on both sides: torch.sigmoid's own, y(1 - y), is 0 where y rounds to 1."""
+    return logsigmoid(x).exp()
 
 
 def log1mexp(x: Tensor) -> Tensor:

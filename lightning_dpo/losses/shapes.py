@@ -6,11 +6,10 @@ Notation: u = log π(chosen)/π_ref(chosen), v = log π(rejected)/π_ref(rejecte
 import math
 from typing import Annotated, Literal
 
-import torch
 from torch import Tensor
 from torch.nn.functional import logsigmoid
 
-from lightning_dpo.losses.numerics import bounded_exp
+from lightning_dpo.losses.numerics import bounded_exp, sigmoid
 from lightning_dpo.losses.types import PairLogps, PairLoss, Positive, pair_loss
 
 
@@ -54,7 +53,7 @@ def discopop(logps: PairLogps, *, beta: Positive, tau: Positive = 0.05) -> PairL
     u, v = logps.log_ratios()
     x = beta * (u - v)
     # g and e^-x in one exponential: apart, they are 0 and inf where x is very negative
-    loss = -torch.sigmoid(-x / tau) * logsigmoid(x) + bounded_exp(logsigmoid(x / tau) - x)
+    loss = -sigmoid(-x / tau) * logsigmoid(x) + bounded_exp(logsigmoid(x / tau) - x)
     return pair_loss(loss, beta * u, beta * v, margin=x)
 
 
@@ -154,7 +153,7 @@ def square_chipo(logps: PairLogps, *, beta: Positive, r_max: Positive | None = N
     """
     u, v = logps.log_ratios()
     h = beta * (u - v) if r_max is None else _chi_gap(u, v, beta, r_max)
-    return pair_loss(torch.sigmoid(-h) ** 2 / 2, beta * u, beta * v, margin=h)
+    return pair_loss(sigmoid(-h) ** 2 / 2, beta * u, beta * v, margin=h)
 
 
 def _chi_gap(u: Tensor, v: Tensor, beta: float, r_max: float) -> Tensor:

@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import logsigmoid
 
+from lightning_dpo.losses.numerics import sigmoid
 from lightning_dpo.losses.types import NonNegative, PairLogps, PairLoss, Positive, pair_loss
 
 
@@ -80,7 +81,7 @@ def apo_zero(logps: PairLogps, *, beta: Positive) -> PairLoss:
     """
     u, v = logps.log_ratios()
     u, v = beta * u, beta * v
-    return pair_loss(torch.sigmoid(-u) + torch.sigmoid(v), u, v, margin=u - v)
+    return pair_loss(sigmoid(-u) + sigmoid(v), u, v, margin=u - v)
 
 
 def apo_down(logps: PairLogps, *, beta: Positive) -> PairLoss:
@@ -98,7 +99,7 @@ def apo_down(logps: PairLogps, *, beta: Positive) -> PairLoss:
     """
     u, v = logps.log_ratios()
     u, v = beta * u, beta * v
-    return pair_loss(torch.sigmoid(u) + torch.sigmoid(v - u), u, v, margin=u - v)
+    return pair_loss(sigmoid(u) + sigmoid(v - u), u, v, margin=u - v)
 
 
 def cal_dpo(logps: PairLogps, *, beta: Positive, cal_weight: NonNegative = 0.5) -> PairLoss:

@@ -157,5 +157,6 @@ def square_chipo(logps: PairLogps, *, beta: Positive, r_max: Positive | None = N
 
 
 def _chi_gap(u: Tensor, v: Tensor, beta: float, r_max: float) -> Tensor:
-    gap = beta * (bounded_exp(u) + u - bounded_exp(v) - v)
+    # like with like: beside e^500 a term of 500 is lost
+    gap = beta * ((bounded_exp(u) - bounded_exp(v)) + (u - v))
     return gap.clamp(-2 * r_max, 2 * r_max)

@@ -13,13 +13,14 @@ from lightning_dpo.losses import PairLogps
 from tests.conftest import ROOT
 
 FOLDER = ROOT / "conf" / "loss"
-NAMES = sorted(path.stem for path in FOLDER.glob("*.yaml"))
-REFERENCE_FREE = {n for n in NAMES if "override /reference: none" in (FOLDER / f"{n}.yaml").read_text()}
+TEXTS = {path.stem: path.read_text(encoding="utf-8") for path in FOLDER.glob("*.yaml")}
+NAMES = sorted(TEXTS)
+REFERENCE_FREE = {name for name, text in TEXTS.items() if "override /reference: none" in text}
 
 
 def shipped(name: str, **changes):
     """The loss as its YAML names it; `delta` and the like are changed by keyword."""
-    node = OmegaConf.load(FOLDER / f"{name}.yaml")
+    node = OmegaConf.create(TEXTS[name])
     node.update({"seed": 0, **({"beta": changes.pop("beta")} if "beta" in changes else {})})
     if name == "odpo" and "offset" not in changes:
         changes["offset"] = None
@@ -29,7 +30,7 @@ def shipped(name: str, **changes):
 
 def parameters(name: str) -> dict:
     """The parameters in its YAML."""
-    node = OmegaConf.load(FOLDER / f"{name}.yaml")
+    node = OmegaConf.create(TEXTS[name])
     node.update({"seed": 0})
     return {k: v for k, v in OmegaConf.to_container(node.loss, resolve=True).items() if not k.startswith("_")}  # type: ignore
 
@@ -64,12 +65,12 @@ def from_tokens(policy: TokenLogps, reference: TokenLogps | None, **more) -> Pai
     )
 
 
-def full(pairs: int = 5, seed: int = 0, dtype=torch.float64) -> PairLogps:
+def full(pairs: int = 5, seed: int = 0, dtype=torch.float64, longest: int = 20) -> PairLogps:
     """Everything that any loss may ask for."""
     g = torch.Generator().manual_seed(seed + 100)
     collision = -3 * torch.rand((2, pairs), generator=g, dtype=dtype) - 1
     kl = 4 * torch.rand((2, pairs), generator=g, dtype=dtype)
-    policy, reference = random_tokens(pairs, seed, dtype)
+    policy, reference = random_tokens(pairs, seed, dtype, longest)
     counts = torch.stack([policy.chosen.lengths, policy.rejected.lengths])
     return from_tokens(
         policy,
@@ -84,6 +85,14 @@ def full(pairs: int = 5, seed: int = 0, dtype=torch.float64) -> PairLogps:
 
 def changed(logps: PairLogps, **fields) -> PairLogps:
     return PairLogps(**{**vars(logps), **fields})
+
+
+def with_tokens(logps: PairLogps, chosen: Tensor, rejected: Tensor) -> PairLogps:
+    """The same pairs with other log-probabilities of the policy's tokens, end to end."""
+    assert logps.tokens is not None
+    sides = (Ragged(v, side.lengths) for v, side in zip((chosen, rejected), logps.tokens, strict=True))
+    tokens = TokenLogps(*sides)
+    return changed(logps, tokens=tokens, chosen=tokens.chosen.sum(), rejected=tokens.rejected.sum())
 
 
 def permuted(logps: PairLogps, order: list[int]) -> PairLogps:

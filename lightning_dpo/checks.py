@@ -1,5 +1,7 @@
 """A check of the first batch with teeth: two independent paths must score the same pair alike."""
 
+from collections.abc import Collection
+
 import torch
 
 from lightning_dpo.batch import PairBatch, TokenLogps
@@ -13,22 +15,27 @@ TOLERANCE_HALF = 0.05
 
 
 @torch.no_grad()
-def check_first_batch(scorer: Scorer, reference: Reference | None, batch: PairBatch) -> None:
+def check_first_batch(
+    scorer: Scorer, reference: Reference | None, batch: PairBatch, needs: Collection[str] = ()
+) -> None:
     """Stop the run unless its scoring is right, before the first step changes anything.
 
     The shortest pair of the batch is scored by the run's path, padded beside the longest, and by the plainest path:
     one unpadded sequence, all logits, log-softmax. Where the reference is the policy's start, its values for that pair
     must agree as well, which a stale or shifted cache does not; give None for the reference of a policy trained since.
+    `needs` is what the loss declares: a loss of the chosen side has no other side to check.
 
     Errors: RuntimeError that says by how much which sum differs.
     """
     lengths = batch.prompt.lengths + batch.chosen.lengths + batch.rejected.lengths
     pair = batch.select([int(lengths.argmin()), int(lengths.argmax())])
-    found = {"the policy's padded path": scorer(pair)}
+    found = {"the policy's padded path": scorer.score(pair, needs).logps}
     if reference is not None and reference.is_start:
         found["the reference"] = reference(pair)
     prompt = pair.prompt.row(0)
     for side, trained in zip(TokenLogps._fields, pair.trained or (None, None), strict=True):
+        if side == "rejected" and "chosen_only" in needs:
+            continue
         plain = full_logits_logps(scorer.model, prompt, getattr(pair, side).row(0))
         plain = (plain if trained is None else plain[trained.row(0).bool()]).sum().item()
         for name, logps in found.items():

@@ -65,8 +65,10 @@ def check(cfg: DictConfig, choices: dict[str, str | None], overrides: list[str])
     if missing:
         raise ConfigError(f"{missing[0]} has no value; type {missing[0]}=...")
     plain: dict[str, Any] = OmegaConf.to_container(cfg, resolve=True)  # type: ignore[assignment]
-    if "beta" in plain and plain["loss"].get("beta") != plain["beta"]:
-        raise ConfigError(f"loss.beta={plain['loss'].get('beta')} disagrees with beta={plain['beta']}; type beta=...")
+    betas = [node["beta"] for _, node in _targets(plain["loss"]) if "beta" in node]  # a sum has several
+    if "beta" in plain and plain["beta"] not in betas:
+        found = " and ".join(map(str, betas)) or None
+        raise ConfigError(f"loss.beta={found} disagrees with beta={plain['beta']}; type beta=...")
     for path, node in _targets(plain):
         try:
             target = locate(node["_target_"])
@@ -104,19 +106,58 @@ def _check_combinations(cfg: dict[str, Any]) -> None:
         raise ConfigError("trainer.max_epochs=-1 with trainer.max_steps=-1 never ends; set one of them")
 
 
+def _check_loss(cfg: DictConfig, loss: Any, choices: dict[str, str | None]) -> None:
+    """What the loss declares that it needs, and what the other keys give it."""
+    from lightning_dpo.losses import ReferenceRequired, needs_of
+    from lightning_dpo.module import check_batches, check_reference
+
+    needs, reference = needs_of(loss), f"reference={choices.get('reference')} with loss={choices.get('loss')}"
+    margins = cfg.data.get("margin_column")
+    if margins and "target_margin" not in needs:
+        raise ConfigError(f"data.margin_column={margins} with loss={choices.get('loss')}: this loss uses no margins")
+    if (weights := cfg.data.get("weight_column")) and "equal_weights" in needs:
+        told = f"data.weight_column={weights} with loss={choices.get('loss')}"
+        raise ConfigError(f"{told}: this loss has one value for the whole batch, so pairs cannot be weighted")
+    try:
+        check_reference(needs, locate(cfg.reference._target_) if cfg.reference else None)
+    except ValueError as error:
+        raise ConfigError(f"{reference}: {error}") from None
+    accumulate = cfg.trainer.accumulate_grad_batches
+    try:
+        check_batches(needs, accumulate, ranks=1)
+    except ValueError as error:
+        key = f"trainer.accumulate_grad_batches={accumulate} with loss={choices.get('loss')}"
+        raise ConfigError(f"{key}: {error}") from None
+    try:
+        loss(_one_pair(reference=bool(cfg.reference), margin=bool(margins)))
+    except ReferenceRequired as error:
+        raise ConfigError(f"{reference}: {error}") from None
+    except ValueError as error:
+        raise ConfigError(f"loss={choices.get('loss')}: {error}") from None
+
+
+def _one_pair(reference: bool, margin: bool) -> Any:
+    """A pair of one token a side with everything that a run would give the loss."""
+    import torch
+
+    from lightning_dpo.batch import Ragged, TokenLogps
+    from lightning_dpo.losses import PairLogps
+
+    one = torch.ones(1)
+    tokens = TokenLogps(Ragged(-one, one.long()), Ragged(-one, one.long()))
+    optional = {"target_margin": one if margin else None, "index": one.long(), "tokens": tokens}
+    optional |= {f"{side}_{term}": one for side in TokenLogps._fields for term in ("collision", "kl")}
+    if reference:
+        optional |= {"ref_chosen": -one, "ref_rejected": -one, "ref_tokens": tokens}
+    return PairLogps(-one, -one, one.long(), one.long(), **optional)
+
+
 def _check_built(cfg: DictConfig, choices: dict[str, str | None]) -> None:
     """Build what costs nothing, and let it refuse its own arguments before any weight loads."""
     import torch
     from hydra.utils import instantiate
 
-    from lightning_dpo.losses import PairLogps, ReferenceRequired
-
-    one = torch.ones(1)
-    reference = one if cfg.reference else None
-    try:
-        instantiate(cfg.loss)(PairLogps(one, one, one, one, reference, reference))
-    except ReferenceRequired as error:
-        raise ConfigError(f"reference={choices.get('reference')} with loss={choices.get('loss')}: {error}") from None
+    _check_loss(cfg, instantiate(cfg.loss), choices)
     try:
         if cfg.samples.scorer is not None:
             locate(cfg.samples.scorer)

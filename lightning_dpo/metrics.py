@@ -9,11 +9,12 @@ from lightning_dpo.losses.types import PairLogps, PairLoss
 
 
 @torch.no_grad()
-def pair_metrics(logps: PairLogps, result: PairLoss) -> dict[str, Tensor]:
+def pair_metrics(logps: PairLogps, result: PairLoss, chosen_only: bool = False) -> dict[str, Tensor]:
     """Each metric per pair, shape [pair]; a run logs their means under `train/` and `val/`.
 
     Rewards and losses are in the loss's own unit, logps in nats, lengths in tokens; accuracies and displacement are 0
     or 1. A tie counts as wrong, as in other trainers: where the policy equals the reference the accuracy is 0, not 1/2.
+    Where only the chosen side was scored, what compares the sides is left out.
     """
     metrics = {
         "loss": result.loss,
@@ -29,7 +30,9 @@ def pair_metrics(logps: PairLogps, result: PairLoss) -> dict[str, Tensor]:
     }
     if logps.ref_chosen is not None:
         metrics["displacement/chosen_below_reference"] = logps.chosen < logps.ref_chosen
-    return {name: value.detach() for name, value in metrics.items()}
+    two_sided = ("rejected", "margin", "accuracies")
+    kept = [n for n in metrics if not (chosen_only and any(word in n for word in two_sided))]
+    return {name: metrics[name].detach() for name in kept}
 
 
 class PairMeans:

@@ -1,7 +1,8 @@
 """DPOModule: the training step, the optimizer and what is logged. It never learns which loss it holds."""
 
 from collections import defaultdict
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -13,17 +14,17 @@ from torch.optim import AdamW, Optimizer
 from transformers import PreTrainedModel
 
 from lightning_dpo import losses
-from lightning_dpo.batch import PairBatch, TokenLogps
+from lightning_dpo.batch import PairBatch
 from lightning_dpo.checks import check_first_batch
-from lightning_dpo.losses import PairLogps, PairLoss
+from lightning_dpo.losses import Loss, PairLogps, needs_of
+from lightning_dpo.losses.plain import from_plain, to_plain
 from lightning_dpo.metrics import PairMeans, pair_metrics
 from lightning_dpo.models import from_plain_config, load_model, plain_config
 from lightning_dpo.optim import schedule
 from lightning_dpo.reference import Reference
-from lightning_dpo.scoring import Scorer
+from lightning_dpo.scoring import Scorer, Scores
 from lightning_dpo.signatures import check_arguments
 
-Loss = Callable[[PairLogps], PairLoss]
 ADAMW = partial(AdamW, lr=1e-6, weight_decay=0.0)
 
 
@@ -32,7 +33,8 @@ class DPOModule(L.LightningModule):
 
     Args:
         model: the policy, or its folder or hub id (loaded in float32). Dropout stays off in training and scoring.
-        loss: `partial(losses.dpo, beta=0.1)` or any function PairLogps -> PairLoss.
+        loss: `partial(losses.dpo, beta=0.1)` or any function PairLogps -> PairLoss; a loss with a memory is a module,
+            which the checkpoint keeps.
         reference: CopyReference() or CachedReference(); None for a loss that needs none.
         optimizer: parameters -> optimizer.
         scheduler: (optimizer, total optimizer steps) -> schedule, stepped after each optimizer step.
@@ -57,13 +59,15 @@ class DPOModule(L.LightningModule):
         super().__init__()
         self.policy = _policy(model, trust_remote_code)
         self.loss = _loss(loss)
+        self.needs = needs_of(self.loss)
+        check_reference(self.needs, reference)
         self.optimizer, self.scheduler = optimizer, scheduler
         self.reference = reference
         if reference is not None:
             dtype = str(self.policy.dtype).removeprefix("torch.")
             load = partial(load_model, dtype=dtype, trust_remote_code=trust_remote_code)  # type: ignore[arg-type]
             reference.bind(self.policy, load)
-        plain = {"model": plain_config(self.policy), "loss": _plain_loss(self.loss)}
+        plain = {"model": plain_config(self.policy), "loss": to_plain(self.loss, losses)}
         self.save_hyperparameters({k: v for k, v in plain.items() if v is not None}, logger=False)
         self.scorer = Scorer(self.policy)
         self._means = defaultdict(PairMeans)
@@ -80,12 +84,13 @@ class DPOModule(L.LightningModule):
         return self
 
     def setup(self, stage: str) -> None:
+        check_batches(self.needs, self.trainer.accumulate_grad_batches, self.trainer.world_size)
         if self.reference is not None:
             self.reference.prepare(self.policy, self.trainer)
 
     def training_step(self, batch: PairBatch, batch_idx: int) -> Tensor:
         if self.trainer.global_step == 0 and batch_idx == 0:
-            check_first_batch(self.scorer, self.reference if self._untrained else None, batch)
+            check_first_batch(self.scorer, self.reference if self._untrained else None, batch, self.needs)
         # The sum: on_before_optimizer_step divides by the pairs of the whole step.
         return self._losses(batch, "train").sum()
 
@@ -95,12 +100,26 @@ class DPOModule(L.LightningModule):
         self._losses(batch, *{"val", names[dataloader_idx] if names else "val"})
 
     def _losses(self, batch: PairBatch, *stages: str) -> Tensor:
-        reference = None if self.reference is None else self.reference(batch)
-        logps = pair_logps(self.scorer(batch), reference)
+        logps = self._score(batch)
         result = self.loss(logps)
+        if batch.weight is not None:
+            if "equal_weights" in self.needs:
+                raise ValueError("this loss has one value for the whole batch, so pairs cannot be weighted")
+            result = replace(result, loss=result.loss * batch.weight.to(result.loss))
         for stage in stages:
-            self._means[stage].update(pair_metrics(logps, result))
+            self._means[stage].update(pair_metrics(logps, result, chosen_only="chosen_only" in self.needs))
         return result.loss
+
+    def _score(self, batch: PairBatch) -> PairLogps:
+        """What the loss receives. The reference runs beside the policy where the loss compares their distributions."""
+        if self.reference is not None and "reference_kl" in self.needs:
+            scores = self.scorer.score(batch, self.needs, self.reference.scorer)
+        else:
+            reference = None if self.reference is None else self.reference(batch)
+            scores = self.scorer.score(batch, self.needs)._replace(reference=reference)
+        if batch.margin is not None and "target_margin" not in self.needs:
+            raise ValueError("the data have margins, which this loss does not use; take them out, or choose loss=odpo")
+        return pair_logps(scores, batch.index, batch.margin)
 
     def on_before_optimizer_step(self, optimizer: Optimizer) -> None:
         self._untrained = False
@@ -145,8 +164,9 @@ class DPOModule(L.LightningModule):
         checkpoint["state_dict"].update({k: v for k, v in own if k.startswith("reference.")})
 
 
-def pair_logps(policy: TokenLogps, reference: TokenLogps | None) -> PairLogps:
-    """Sums of the responses' tokens."""
+def pair_logps(scores: Scores, index: Tensor | None = None, margin: Tensor | None = None) -> PairLogps:
+    """Sums over the responses' tokens, and the tokens themselves."""
+    policy, reference, collision, kl = scores.logps, scores.reference, scores.collision, scores.kl
     device = policy.chosen.values.device
     return PairLogps(
         chosen=policy.chosen.sum(),
@@ -155,7 +175,33 @@ def pair_logps(policy: TokenLogps, reference: TokenLogps | None) -> PairLogps:
         rejected_tokens=policy.rejected.lengths.to(device),
         ref_chosen=reference and reference.chosen.sum(),
         ref_rejected=reference and reference.rejected.sum(),
+        target_margin=None if margin is None else margin.to(policy.chosen.values),
+        index=index,
+        chosen_collision=collision and collision.chosen.sum(),
+        rejected_collision=collision and collision.rejected.sum(),
+        chosen_kl=kl and kl.chosen.sum(),
+        rejected_kl=kl and kl.rejected.sum(),
+        tokens=policy,
+        ref_tokens=reference,
     )
+
+
+def check_reference(needs: Collection[str], reference: Reference | type[Reference] | None) -> None:
+    """Errors: ValueError where the reference cannot give what the loss needs."""
+    if reference is not None and "reference_kl" in needs and not reference.has_distribution:
+        raise ValueError(
+            "this loss compares the whole distributions of policy and reference at every token, and a cached reference "
+            "keeps one number per token; type reference=copy (in Python: DPOModule(..., reference=CopyReference()))"
+        )
+
+
+def check_batches(needs: Collection[str], accumulate: int, ranks: int) -> None:
+    """Errors: ValueError where a step is more than one micro-batch, and the loss's statistics range over it."""
+    if "whole_batch" in needs and (accumulate > 1 or ranks > 1):
+        raise ValueError(
+            "the statistics of this loss range over one micro-batch, so several of them in a step, or several ranks, "
+            "would be another loss; type trainer.accumulate_grad_batches=1 and a larger data.batch_size"
+        )
 
 
 def _policy(model: PreTrainedModel | str | Path | Mapping[str, Any], trust_remote_code: bool) -> PreTrainedModel:
@@ -169,14 +215,7 @@ def _policy(model: PreTrainedModel | str | Path | Mapping[str, Any], trust_remot
 def _loss(loss: Loss | Mapping[str, Any]) -> Loss:
     """A loss by its plain form {"name": "dpo", "beta": 0.1}, as checkpoints keep it, or the function itself."""
     if isinstance(loss, Mapping):
-        parameters = dict(loss)
-        loss = partial(getattr(losses, parameters.pop("name")), **parameters)
+        return from_plain(loss, losses)
     if isinstance(loss, partial):
         check_arguments(loss.func, loss.keywords, given_later=True)
     return loss
-
-
-def _plain_loss(loss: Loss) -> dict[str, Any] | None:
-    function, parameters = (loss.func, loss.keywords) if isinstance(loss, partial) else (loss, {})
-    name = getattr(function, "__name__", "")
-    return {"name": name, **parameters} if getattr(losses, name, None) is function else None

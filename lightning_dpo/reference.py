@@ -33,6 +33,9 @@ class Reference(nn.Module):
         path: folder or hub id of the reference; None takes the policy as it is before training.
     """
 
+    has_distribution = False
+    """Whether it knows the probability of every token of the vocabulary, and not only of the responses' own."""
+
     def __init__(self, path: str | None = None):
         super().__init__()
         self.path = path
@@ -51,6 +54,11 @@ class Reference(nn.Module):
         """Called once, by the module that owns both; `load` builds a model from a path as the policy was built."""
         raise NotImplementedError
 
+    @property
+    def scorer(self) -> Scorer:
+        """The reference model itself, for losses that look at its whole distribution; only with `has_distribution`."""
+        raise NotImplementedError
+
     def prepare(self, policy: PreTrainedModel, trainer: Trainer) -> None:
         """Called on every rank before training, before the policy has changed."""
 
@@ -66,6 +74,7 @@ class CopyReference(Reference):
     """A frozen second model beside the policy: moved and cast with it, left out of checkpoints and of the optimizer."""
 
     model: PreTrainedModel
+    has_distribution = True
 
     def bind(self, policy, load):
         self.model = copy.deepcopy(policy) if self.path is None else load(self.path)
@@ -75,6 +84,10 @@ class CopyReference(Reference):
     @property
     def forwards(self) -> int:
         return self._scorer.forwards
+
+    @property
+    def scorer(self) -> Scorer:
+        return self._scorer
 
     @torch.no_grad()
     def forward(self, batch: PairBatch) -> TokenLogps:

@@ -40,12 +40,15 @@ class RunFolder:
         card = MODEL_CARD.format(
             base=self.cfg.model.path,
             loss=choices["loss"],
-            parameters=json.dumps({k: v for k, v in self.cfg.loss.items() if not k.startswith("_")}),
+            parameters=json.dumps({k: v for k, v in self._plain("loss").items() if not k.startswith("_")}),
             data=self.cfg.data.train,
             steps=trainer.global_step,
             version=version("lightning-dpo"),
         )
         models.export(module.policy, tokenizer, self.path / "model", card)
+
+    def _plain(self, key: str) -> dict[str, Any]:
+        return OmegaConf.to_container(self.cfg[key], resolve=True)  # type: ignore[return-value]
 
     def summarise(
         self, module: DPOModule, report: dict[str, Any], metrics: MetricsCSV, clock: Clock, seconds: float

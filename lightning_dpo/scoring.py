@@ -1,6 +1,6 @@
 """model + PairBatch -> TokenLogps: the only place with the shift by one, the mask and the head."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager
 from typing import NamedTuple
 
@@ -13,6 +13,18 @@ from lightning_dpo.batch import PairBatch, Ragged, TokenLogps
 
 CHUNK_LOGITS = 2**24
 """Logits held at once (64 MiB in float32): a chunk is this many divided by the vocabulary, in tokens."""
+
+
+class Scores(NamedTuple):
+    """Log-probabilities of a batch, and what the loss asked for besides; each value sums to that of its response.
+
+    `collision` is log Σ_k π(k)² and `kl` is KL(π_ref || π) at each response position, over the whole vocabulary.
+    """
+
+    logps: TokenLogps
+    collision: TokenLogps | None = None
+    kl: TokenLogps | None = None
+    reference: TokenLogps | None = None
 
 
 class Scorer:
@@ -34,50 +46,72 @@ class Scorer:
 
     def __call__(self, batch: PairBatch) -> TokenLogps:
         """Log-probabilities of every trained token of the chosen and rejected responses, in nats."""
-        trained = batch.trained and Ragged.cat(batch.trained).values.bool()
-        sides = Ragged.cat([batch.prompt, batch.prompt]), Ragged.cat([batch.chosen, batch.rejected])
-        logps = self.responses(*sides, trained=trained)
-        chosen, rejected = batch.trained_lengths()
-        tokens = int(chosen.sum())
-        return TokenLogps(Ragged(logps[:tokens], chosen), Ragged(logps[tokens:], rejected))
+        return self.score(batch).logps
 
-    def responses(
-        self, prompt: Ragged, response: Ragged, padding_side: str = "right", trained: Tensor | None = None
-    ) -> Tensor:
-        """Log-probability of each response token given all before it, end to end, shape [sum of response lengths].
+    def score(self, batch: PairBatch, needs: Collection[str] = (), reference: "Scorer | None" = None) -> Scores:
+        """What a loss `needs` (losses.types.needs); "reference_kl" takes a scorer of the reference.
 
-        Args:
-            trained: bool, shape [sum of response lengths]: the tokens to score, the others are context. None: all.
+        With "chosen_only" the rejected side is not scored: its rows are empty.
         """
-        layout, targets = padded(prompt, response, padding_side), response.values
-        if trained is not None:
-            layout, targets = layout._replace(predictors=layout.predictors[trained]), targets[trained]
+        only = slice(1 if "chosen_only" in needs else 2)
+        prompt, response = (
+            Ragged.cat([batch.prompt, batch.prompt][only]),
+            Ragged.cat([batch.chosen, batch.rejected][only]),
+        )
+        trained = batch.trained and Ragged.cat(batch.trained[only]).values.bool()
+        targets = response.values if trained is None else response.values[trained]
+        states = [self._states(prompt, response, trained=trained)]
+        if reference is not None and "reference_kl" in needs:
+            with torch.no_grad():
+                states.append(reference._states(prompt, response, trained=trained))
+        rows = self._in_chunks(states, targets, collision="collision" in needs)
+        chosen, rejected = batch.trained_lengths()
+        rejected = torch.zeros_like(rejected) if "chosen_only" in needs else rejected
+        split = int(chosen.sum())
+        sides = {n: TokenLogps(Ragged(row[:split], chosen), Ragged(row[split:], rejected)) for n, row in rows.items()}
+        return Scores(**sides)
+
+    def responses(self, prompt: Ragged, response: Ragged, padding_side: str = "right") -> Tensor:
+        """Log-probability of each response token given all before it, end to end, shape [sum of response lengths]."""
+        return self._in_chunks([self._states(prompt, response, padding_side)], response.values)["logps"]
+
+    def _states(
+        self, prompt: Ragged, response: Ragged, padding_side: str = "right", trained: Tensor | None = None
+    ) -> "States":
+        """One forward pass; `trained` (bool) are the response tokens to score, None: all."""
+        layout = padded(prompt, response, padding_side)
+        predictors = layout.predictors if trained is None else layout.predictors[trained]
         self.forwards += 1
         if self._plain_head is None:
             self._plain_head = has_plain_head(self.model)
         if not self._plain_head:
-            return self._through_own_forward(layout, targets)
+            width = layout.inputs["input_ids"].shape[1]
+            columns, inverse = (predictors % width).unique(return_inverse=True)
+            logits = self.model(**layout.inputs, use_cache=False, logits_to_keep=columns).logits
+            return States(torch.nn.Identity(), logits[predictors // width, inverse])
         with _captured_head_input(self.model) as captured:
             self.model(**layout.inputs, use_cache=False)
-        hidden = captured[0].flatten(0, 1)[layout.predictors]  # [response token, width]
-        return self._in_chunks(hidden, targets)
+        return States(_head(self.model), captured[0].flatten(0, 1)[predictors])
 
-    def _in_chunks(self, hidden: Tensor, targets: Tensor) -> Tensor:
-        head = _head(self.model)
+    def _in_chunks(self, models: "list[States]", targets: Tensor, collision: bool = False) -> dict[str, Tensor]:
+        """`models` is the policy's states and, for the KL divergence, the reference's."""
+        names = ["logps", *(["collision"] if collision else []), *(["kl", "reference"] if len(models) > 1 else [])]
         chunk = max(1, self.chunk_logits // self.model.config.get_text_config().vocab_size)
+        heads = [model.head for model in models]
         if len(targets) <= chunk:
-            return _head_logps(head, hidden, targets)
-        parts = [
-            checkpoint(_head_logps, head, h, t, use_reentrant=False)
-            for h, t in zip(hidden.split(chunk), targets.split(chunk), strict=True)
-        ]
-        return torch.cat(parts)  # type: ignore[arg-type]
+            measured = _measure(heads, targets, collision, *(model.rows for model in models))
+        else:
+            pieces = zip(targets.split(chunk), *(model.rows.split(chunk) for model in models), strict=True)
+            parts = [checkpoint(_measure, heads, t, collision, *rows, use_reentrant=False) for t, *rows in pieces]
+            measured = torch.cat(parts, dim=1)  # type: ignore[arg-type]
+        return dict(zip(names, measured, strict=True))
 
-    def _through_own_forward(self, layout: "Layout", targets: Tensor) -> Tensor:
-        width = layout.inputs["input_ids"].shape[1]
-        columns, inverse = (layout.predictors % width).unique(return_inverse=True)
-        logits = self.model(**layout.inputs, use_cache=False, logits_to_keep=columns).logits
-        return _pick(logits[layout.predictors // width, inverse], targets)
+
+class States(NamedTuple):
+    """What predicts each response token, shape [response token, width], and the head that makes logits of it."""
+
+    head: Callable[[Tensor], Tensor]
+    rows: Tensor
 
 
 class Layout(NamedTuple):
@@ -154,11 +188,29 @@ def _head(model: PreTrainedModel) -> torch.nn.Module:
     return head
 
 
-def _head_logps(head: Callable[[Tensor], Tensor], hidden: Tensor, targets: Tensor) -> Tensor:
-    return _pick(head(hidden), targets)
+def _measure(heads: list[Callable], targets: Tensor, collision: bool, rows: Tensor, *ref_rows: Tensor) -> Tensor:
+    """Shape [measure, token]: log-probabilities, and with them the collision term, the KL and the reference's."""
+    logits = _exact(heads[0](rows))
+    normaliser = logits.logsumexp(-1)
+    measured = [_pick(logits, targets) - normaliser]
+    if collision:
+        measured.append((2 * logits).logsumexp(-1) - 2 * normaliser)
+    for ref in ref_rows:
+        with torch.no_grad():
+            ref_logp = _exact(heads[1](ref)).log_softmax(-1)
+        if ref_logp.shape != logits.shape:
+            raise ValueError(f"policy and reference differ in vocabulary: {logits.shape[-1]} and {ref_logp.shape[-1]}")
+        share = ref_logp.exp()
+        # a token that both exclude with a logit of -inf has no difference
+        difference = (ref_logp - (logits - normaliser[:, None])).masked_fill(share == 0, 0.0)
+        measured += [(share * difference).sum(-1), _pick(ref_logp, targets)]
+    return torch.stack(measured)
 
 
-def _pick(logits: Tensor, targets: Tensor) -> Tensor:
+def _exact(logits: Tensor) -> Tensor:
     # Half precision keeps 8 bits of a log-probability: the normaliser and the difference need float32.
-    logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
-    return logits.gather(-1, targets.long()[:, None])[:, 0] - logits.logsumexp(-1)
+    return logits.to(torch.promote_types(logits.dtype, torch.float32))
+
+
+def _pick(rows: Tensor, targets: Tensor) -> Tensor:
+    return rows.gather(-1, targets.long()[:, None])[:, 0]

@@ -10,7 +10,11 @@ from tests.conftest import ROOT
 
 CONF = ROOT / "conf"
 CHOICES = sorted(f"{p.parent.name}={p.stem}" for p in CONF.glob("*/*.yaml"))
-FILL_IN = {"model=hf": ["model.path=org/name"], "data=jsonl": ["data.train=pairs.jsonl"]}
+FILL_IN = {
+    "loss=odpo": ["loss.offset=1"],
+    "model=hf": ["model.path=org/name"],
+    "data=jsonl": ["data.train=pairs.jsonl"],
+}
 
 config.register_resolvers()
 
@@ -51,6 +55,35 @@ def test_beta_is_one_key_with_a_default_per_loss():
         assert cfg.beta == cfg.loss.beta == beta
 
 
+def test_each_term_of_a_sum_may_have_its_own_beta():
+    ipo = "+loss.terms.ipo={_target_: lightning_dpo.losses.ipo, _partial_: true, beta: 0.5}"
+    check("loss=mix", ipo, "+loss.weights.ipo=2", "~loss.terms.sft", "~loss.weights.sft", "beta=0.2")
+
+
+@pytest.mark.parametrize("name", ["simper", "sft", "orpo", "slic"])
+def test_a_loss_without_beta_refuses_one(name):
+    with pytest.raises(Exception, match="beta"):
+        composed(f"loss={name}", "beta=0.1")
+
+
+@pytest.mark.parametrize("name", ["aot", "aot_unpaired", "kto_pair", "beta_dpo", "dr_dpo", "bco_pair"])
+def test_a_loss_over_the_whole_batch_refuses_accumulation(name):
+    check(f"loss={name}")
+    with pytest.raises(ConfigError, match=f"accumulate_grad_batches=2 with loss={name}: the statistics"):
+        check(f"loss={name}", "trainer.accumulate_grad_batches=2")
+
+
+def test_bco_without_its_shift_may_accumulate():
+    check("loss=bco_pair", "loss.shift=false", "trainer.accumulate_grad_batches=2")
+
+
+@pytest.mark.parametrize("name", ["tdpo1", "tdpo2"])
+def test_tdpo_brings_a_live_reference_and_refuses_a_cached_one(name):
+    assert check(f"loss={name}")[1]["reference"] == "copy"
+    with pytest.raises(ConfigError, match=f"reference=cached with loss={name}: .*type reference=copy"):
+        check(f"loss={name}", "reference=cached")
+
+
 def test_a_reference_free_loss_brings_no_reference_and_an_explicit_one_wins():
     assert check("loss=simpo")[1]["reference"] == "none"
     assert check("loss=simpo", "reference=cached")[1]["reference"] == "cached"
@@ -66,6 +99,13 @@ def test_a_reference_free_loss_brings_no_reference_and_an_explicit_one_wins():
         (["loss.beta=0.2"], "loss.beta=0.2 disagrees with beta=0.1; type beta=..."),
         (["loss=ipo", "+loss.label_smoothing=0.1"], "loss.label_smoothing=0.1: unknown; allowed: logps, beta, average"),
         (["loss=simpo", "loss.gamma=-1"], "loss.gamma=-1: found -1; allowed: a number in [0, inf)"),
+        (["loss=robust", "loss.label_smoothing=0.5"], "loss.label_smoothing=0.5: found 0.5; allowed: a number"),
+        (["loss=exo_pair", "loss.label_smoothing=0"], "loss.label_smoothing=0: found 0; allowed: a number in (0, 0.5)"),
+        (["loss=bco_pair", "beta=0"], "beta=0: found 0; allowed: a number in (0, inf)"),
+        (["loss=mix", "+loss.terms.dpo.label_smoothing=1"], "loss.terms.dpo.label_smoothing=1: found 1; allowed"),
+        (["loss=mix", "loss.terms.dpo.beta=1"], "disagrees with beta=0.1"),
+        (["loss=odpo"], "loss=odpo: odpo takes its offset from data.margin_column or from loss.offset; found neither"),
+        (["loss=tdpo1", "reference=none"], "reference=none with loss=tdpo1: this loss compares the policy with a ref"),
         (["optimizer.lr=x"], "optimizer.lr=x: found the text 'x'; allowed: a number"),
         (["optimizer.lr=-1"], "optimizer: Invalid learning rate: -1"),
         (["+optimizer.weight_decai=0"], "optimizer.weight_decai=0: unknown; allowed: params, lr"),
@@ -82,6 +122,13 @@ def test_a_reference_free_loss_brings_no_reference_and_an_explicit_one_wins():
         (["trainer.precision=16-mixed"], "type optimizer.fused=false"),
         (["trainer.max_epochs=-1"], "never ends; set one of them"),
         (["reference=none"], "reference=none with loss=dpo: this loss compares the policy with a reference"),
+        (["data.weight_column=w", "loss=dr_dpo"], "data.weight_column=w with loss=dr_dpo: this loss has one value"),
+        (["data.margin_column=m"], "data.margin_column=m with loss=dpo: this loss uses no margins"),
+        (["data.streaming=true", "trainer.max_steps=9"], "reference=cached with data.streaming=true"),
+        (["data.streaming=true", "reference=copy"], "nobody knows how long a stream is; type trainer.max_steps"),
+        (["data.turns=first"], "data.turns=first: found the text 'first'; allowed: last or all"),
+        (["data.on_bad_row=skip"], "allowed: stop or drop"),
+        (["data.num_proc=0"], "data.num_proc=0: found 0; allowed: a whole number in [1, inf)"),
         (["samples.n=-1"], "samples.n=-1: found -1; allowed: a whole number in [0, inf)"),
     ],
 )  # fmt: skip
@@ -102,7 +149,7 @@ def test_the_file_of_a_wrong_value_is_named():
         ("los=ipo", "los=ipo: no such key; did you mean loss?"),
         ("optimizer.lrr=1", "optimizer.lrr=1: no such key; did you mean optimizer.lr"),
         ("data.qqqq=1", "data.qqqq=1: no such key; allowed: data.train, data.val, data.batch_size"),
-        ("loss=ip0", "dpo hinge ipo simpo"),
+        ("loss=ip0", "hinge ipo kto_pair"),
         ("seed=[1", "seed=[1"),
     ],
 )

@@ -8,6 +8,12 @@ import pytest
 
 from tests.conftest import ROOT
 
+PACKAGE = ROOT / "lightning_dpo"
+FILES = {
+    ".".join(path.relative_to(PACKAGE).with_suffix("").parts).removesuffix(".__init__"): path
+    for path in PACKAGE.rglob("*.py")
+    if path.name != "__init__.py" or path.parent != PACKAGE
+}
 LAYERS = [
     {"__main__"},
     {"train"},
@@ -24,17 +30,11 @@ LAYERS = [
     {"data.dialogue", "data.lines"},
     {"data.rows"},
     {"store", "generation", "models", "metrics"},
-    {"scoring", "losses", "losses.with_reference", "losses.without_reference", "losses.types"},
+    {"scoring", "losses"} | {n for n in FILES if n.startswith("losses.")},
     {"batch", "signatures", "errors", "files", "demo"},
 ]
 """From the top; a module imports from lower layers, or from its own package."""
 
-PACKAGE = ROOT / "lightning_dpo"
-FILES = {
-    ".".join(path.relative_to(PACKAGE).with_suffix("").parts).removesuffix(".__init__"): path
-    for path in PACKAGE.rglob("*.py")
-    if path.name != "__init__.py" or path.parent != PACKAGE
-}
 LEVEL = {name: level for level, names in enumerate(LAYERS) for name in names}
 
 

@@ -1,30 +1,156 @@
-"""Pairwise losses that need no reference model."""
+"""Losses that need no reference model.
 
+Notation: S = log π(response), n its number of tokens, a = S/n, nats.
+"""
+
+import torch
+from torch import Tensor
 from torch.nn.functional import logsigmoid
 
-from lightning_dpo.losses.types import NonNegative, PairLogps, PairLoss, Positive, pair_loss
+from lightning_dpo.losses.numerics import bounded_exp, log1mexp
+from lightning_dpo.losses.types import NonNegative, PairLogps, PairLoss, Positive, needs, pair_loss
 
 
 def simpo(logps: PairLogps, *, beta: Positive, gamma: NonNegative) -> PairLoss:
     r"""Simple Preference Optimization.
 
-        L = -log σ(β a_chosen - β a_rejected - γ),    a = log π(response) / number of its tokens
+        L = -log σ(β a_chosen - β a_rejected - γ)
+
+    with a = log π(response) / number of its tokens.
 
     Args:
         logps: shape [pair]; a reference, if there is one, is not used.
         beta: scale of the per-token log-probabilities (the paper uses 2 to 10).
         gamma: target margin γ itself, not the ratio γ/β that the authors' code takes.
 
-    The rewards are β a and the margin is β a_chosen - β a_rejected, without γ.
+    The value where a policy equals its reference depends on the policy. The rewards are β a and the margin is
+    β a_chosen - β a_rejected, without γ.
 
     References: Meng, Xia and Chen 2024 (arXiv 2405.14734), eq. 6.
 
-    >>> import torch
     >>> even = PairLogps(*torch.tensor([[-6.0], [-10.0]]), *torch.tensor([[3], [5]]))  # -2 nats per token on both sides
     >>> round(simpo(even, beta=2.0, gamma=0.0).loss.item(), 4)
     0.6931
     """
-    chosen_reward = beta * logps.chosen / logps.chosen_tokens
-    rejected_reward = beta * logps.rejected / logps.rejected_tokens
-    margin = chosen_reward - rejected_reward
-    return pair_loss(-logsigmoid(margin - gamma), chosen_reward, rejected_reward, margin)
+    chosen, rejected = logps.per_token()
+    margin = beta * chosen - beta * rejected
+    return pair_loss(-logsigmoid(margin - gamma), beta * chosen, beta * rejected, margin)
+
+
+def alphapo(logps: PairLogps, *, beta: Positive, gamma: NonNegative, alpha: float) -> PairLoss:
+    r"""AlphaPO: SimPO with another shape of the reward.
+
+        L = -log σ(β r_chosen - β r_rejected - γ),    r = (1 - e^(-α a))/α
+
+    Args:
+        logps: shape [pair]; a reference, if there is one, is not used.
+        beta: scale of the rewards.
+        gamma: target margin γ, as in simpo.
+        alpha: shape α of the reward, of any sign; 0 is its limit, r = a, which is SimPO. Where e^(-αa) leaves the
+            type's range, its tangent continues it.
+
+    The value where a policy equals its reference depends on the policy. The rewards are β r and the margin is
+    β r_chosen - β r_rejected, without γ.
+
+    References: Gupta et al. 2025 (arXiv 2501.03884).
+    """
+
+    def reward(a: Tensor) -> Tensor:
+        return beta * (a if alpha == 0 else (1 - bounded_exp(-alpha * a)) / alpha)
+
+    chosen, rejected = map(reward, logps.per_token())
+    return pair_loss(-logsigmoid(chosen - rejected - gamma), chosen, rejected, margin=chosen - rejected)
+
+
+def cpo(logps: PairLogps, *, beta: Positive, nll_weight: NonNegative = 1.0) -> PairLoss:
+    r"""Contrastive Preference Optimization: DPO with a uniform reference, and a likelihood term on the chosen side.
+
+        L = -log σ(β(S_chosen - S_rejected)) - λ S_chosen/n_chosen
+
+    Args:
+        logps: shape [pair]; a reference, if there is one, is not used.
+        beta: scale of the summed log-probabilities.
+        nll_weight: λ. The likelihood is per token of each response; TRL averages over all chosen tokens of a batch.
+
+    The value where a policy equals its reference depends on the policy. The rewards are β S, the margin is their
+    difference.
+
+    References: Xu et al. 2024 (arXiv 2401.08417).
+    """
+    margin = beta * (logps.chosen - logps.rejected)
+    loss = -logsigmoid(margin) - nll_weight * logps.chosen / logps.chosen_tokens
+    return pair_loss(loss, beta * logps.chosen, beta * logps.rejected, margin)
+
+
+def orpo(logps: PairLogps, *, lam: NonNegative = 0.1) -> PairLoss:
+    r"""Odds Ratio Preference Optimization.
+
+        L = -a_chosen - λ log σ(o_chosen - o_rejected),    o = a - log(1 - e^a)
+
+    Args:
+        logps: shape [pair]; a reference, if there is one, is not used.
+        lam: weight λ of the odds ratio; other codes call it beta. The likelihood term covers the response; the
+            authors' code has the prompt in it as well unless told otherwise.
+
+    The value where a policy equals its reference depends on the policy. The rewards are λ a, the margin is the log odds
+    ratio. A response with a > -1e-6 counts as certain: its odds stay there and give no gradient.
+
+    References: Hong, Lee and Thorne 2024 (arXiv 2403.07691).
+    """
+    chosen, rejected = logps.per_token()
+    margin = chosen - log1mexp(chosen) - (rejected - log1mexp(rejected))
+    return pair_loss(-chosen - lam * logsigmoid(margin), lam * chosen, lam * rejected, margin)
+
+
+def slic(logps: PairLogps, *, delta: Positive = 1.0, lam: NonNegative = 0.1) -> PairLoss:
+    r"""Sequence Likelihood Calibration (SLiC-HF), regularised towards the chosen response.
+
+        L = max(0, δ - S_chosen + S_rejected) - λ S_chosen
+
+    Args:
+        logps: shape [pair]; a reference, if there is one, is not used.
+        delta: δ, the gap in nats beyond which the first term gives no gradient.
+        lam: weight λ of the likelihood, summed over tokens.
+
+    The value where a policy equals its reference depends on the policy. The rewards are S, the margin is their
+    difference: there is no beta.
+
+    References: Zhao et al. 2023 (arXiv 2305.10425). Form and defaults from other code, not confirmed from the paper.
+    """
+    margin = logps.chosen - logps.rejected
+    return pair_loss(torch.relu(delta - margin) - lam * logps.chosen, logps.chosen, logps.rejected, margin)
+
+
+def simper(logps: PairLogps) -> PairLoss:
+    r"""SimPER: inverse perplexities, without any parameter.
+
+        L = -e^(a_chosen) + e^(a_rejected)
+
+    Args:
+        logps: shape [pair]; a reference, if there is one, is not used.
+
+    The value where a policy equals its reference depends on the policy; it lies between -1 and 1. The rewards are e^a,
+    the inverse perplexities, and the margin is their difference.
+
+    References: Xiao et al. 2025 (arXiv 2502.00883). Form from memory, not confirmed from the paper.
+    """
+    chosen, rejected = (a.exp() for a in logps.per_token())
+    return pair_loss(rejected - chosen, chosen, rejected, margin=chosen - rejected)
+
+
+@needs("chosen_only")
+def sft(logps: PairLogps) -> PairLoss:
+    r"""Supervised fine-tuning on the chosen responses.
+
+        L = -S_chosen/n_chosen
+
+    Args:
+        logps: shape [pair]; neither the rejected side nor a reference is used. A run scores the chosen side only.
+
+    The value where a policy equals its reference depends on the policy. The rewards are a, the log-probabilities per
+    token, and the margin is their difference: alone, this loss has no use for either.
+
+    References: each response counts alike, whatever its length; TRL averages over all chosen tokens of a batch.
+    """
+    chosen, rejected = logps.per_token()
+    return pair_loss(-chosen, chosen, rejected, margin=chosen - rejected)

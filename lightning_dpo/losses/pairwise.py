@@ -1,17 +1,15 @@
-r"""Pairwise losses that compare the policy with a reference.
+r"""Losses of one number per pair, the log-ratio gap h, in their plainest form.
 
 Notation: u = log π(chosen)/π_ref(chosen), v = log π(rejected)/π_ref(rejected), h = u - v, all summed over tokens, nats.
 """
 
-from typing import Annotated
-
 import torch
 from torch.nn.functional import logsigmoid
 
-from lightning_dpo.losses.types import PairLogps, PairLoss, Positive, pair_loss
+from lightning_dpo.losses.types import PairLogps, PairLoss, Positive, Smoothing, pair_loss
 
 
-def dpo(logps: PairLogps, *, beta: Positive, label_smoothing: Annotated[float, "[0, 0.5)"] = 0.0) -> PairLoss:
+def dpo(logps: PairLogps, *, beta: Positive, label_smoothing: Smoothing = 0.0) -> PairLoss:
     r"""Direct Preference Optimization.
 
         L = -(1-ε) log σ(βh) - ε log σ(-βh)
@@ -32,6 +30,44 @@ def dpo(logps: PairLogps, *, beta: Positive, label_smoothing: Annotated[float, "
     u, v = logps.log_ratios()
     h = beta * (u - v)
     loss = -(1 - label_smoothing) * logsigmoid(h) - label_smoothing * logsigmoid(-h)
+    return pair_loss(loss, beta * u, beta * v, margin=h)
+
+
+def cdpo(logps: PairLogps, *, beta: Positive, label_smoothing: Smoothing) -> PairLoss:
+    r"""Conservative DPO, for labels of which some are flipped.
+
+        L = -(1-ε) log σ(βh) - ε log σ(-βh)
+
+    Args:
+        logps: shape [pair].
+        beta: as in DPO.
+        label_smoothing: assumed share ε of flipped labels. The loss is least at βh = log((1-ε)/ε), and rises beyond.
+
+    Returns log 2 for each pair where the policy equals the reference. The margin is βh.
+
+    References: Mitchell 2023, "A note on DPO with noisy preferences".
+    """
+    return dpo(logps, beta=beta, label_smoothing=label_smoothing)
+
+
+def robust(logps: PairLogps, *, beta: Positive, label_smoothing: Smoothing) -> PairLoss:
+    r"""Provably robust DPO: unbiased under labels that are flipped at a known rate.
+
+        L = [-(1-ε) log σ(βh) + ε log σ(-βh)] / (1-2ε)
+
+    Args:
+        logps: shape [pair].
+        beta: as in DPO.
+        label_smoothing: share ε of flipped labels. The loss has no lower bound: its slope in h tends to -βε/(1-2ε),
+            so watch the margin, not the loss.
+
+    Returns log 2 for each pair where the policy equals the reference. The margin is βh.
+
+    References: Chowdhury, Kini and Natarajan 2024 (arXiv 2403.00409).
+    """
+    u, v = logps.log_ratios()
+    h = beta * (u - v)
+    loss = (-(1 - label_smoothing) * logsigmoid(h) + label_smoothing * logsigmoid(-h)) / (1 - 2 * label_smoothing)
     return pair_loss(loss, beta * u, beta * v, margin=h)
 
 
@@ -57,6 +93,25 @@ def ipo(logps: PairLogps, *, beta: Positive, average_log_prob: bool = False) -> 
     u, v = logps.log_ratios()
     h = u / logps.chosen_tokens - v / logps.rejected_tokens if average_log_prob else u - v
     return pair_loss((h - 1 / (2 * beta)) ** 2, beta * u, beta * v, margin=h)
+
+
+def sigmoid_norm(logps: PairLogps, *, beta: Positive) -> PairLoss:
+    r"""Length-normalised DPO.
+
+        L = -log σ(β(u/n_chosen - v/n_rejected))
+
+    Args:
+        logps: shape [pair].
+        beta: scale of log-ratios per token, so some ten times larger than DPO's.
+
+    Returns log 2 for each pair where the policy equals the reference. The margin is the argument of σ; the rewards are
+    β times the log-ratios' sums, as everywhere, so their difference is another number.
+
+    References: Lambert et al. 2024 (Tulu 3, arXiv 2411.15124).
+    """
+    u, v = logps.log_ratios()
+    h = beta * (u / logps.chosen_tokens - v / logps.rejected_tokens)
+    return pair_loss(-logsigmoid(h), beta * u, beta * v, margin=h)
 
 
 def hinge(logps: PairLogps, *, beta: Positive) -> PairLoss:

@@ -197,7 +197,9 @@ def _measure(heads: list[Callable], targets: Tensor, collision: bool, rows: Tens
         measured.append((2 * logits).logsumexp(-1) - 2 * normaliser)
     for ref in ref_rows:
         with torch.no_grad():
-            ref_logp = _exact(heads[1](ref)).log_softmax(-1)
+            ref_logits = _exact(heads[1](ref))
+            # not log_softmax, which rounds otherwise: the KL of equal models is exactly 0
+            ref_logp = ref_logits - ref_logits.logsumexp(-1, keepdim=True)
         if ref_logp.shape != logits.shape:
             raise ValueError(f"policy and reference differ in vocabulary: {logits.shape[-1]} and {ref_logp.shape[-1]}")
         share = ref_logp.exp()

@@ -137,6 +137,31 @@ def test_without_validation_there_is_nothing_held_out(command, short, tmp_path):
     assert json.loads((tmp_path / "run" / "summary.json").read_text())["objective"]["value"] is None
 
 
+def test_a_loss_of_ones_own_package_touches_nothing_here(command, short, tmp_path, monkeypatch):
+    """One function and one YAML, both outside the repository; then the same function as a term of a sum."""
+    (tmp_path / "own_losses.py").write_text(
+        "from lightning_dpo.losses import PairLogps, PairLoss, dpo\n\n"
+        "def twice(logps: PairLogps, *, beta: float) -> PairLoss:\n"
+        "    result = dpo(logps, beta=beta)\n"
+        "    return PairLoss(2 * result.loss, result.chosen_reward, result.rejected_reward, result.margin)\n"
+    )
+    (tmp_path / "my_conf" / "loss").mkdir(parents=True)
+    (tmp_path / "my_conf" / "loss" / "mine.yaml").write_text(
+        "# @package _global_\nbeta: 0.2\nloss:\n  _target_: own_losses.twice\n  _partial_: true\n  beta: ${beta}\n"
+    )
+    monkeypatch.syspath_prepend(str(tmp_path))
+    code, said = command("--config-dir", str(tmp_path / "my_conf"), "loss=mine", "logger=csv", *short)
+    assert code == 0, said
+    first = next(r["val/loss"] for r in rows(tmp_path / "run") if r["val/loss"])
+    assert float(first) == pytest.approx(2 * 0.693147, abs=1e-5)
+    term = "+loss.terms.own={_target_: own_losses.twice, _partial_: true, beta: 0.3}"
+    sum_ = ["loss=mix", term, "+loss.weights.own=0.5", "~loss.terms.sft", "~loss.weights.sft", "logger=csv"]
+    code, said = command(*sum_, *short, f"output_dir={tmp_path}/sum")
+    assert code == 0, said
+    first = next(r["val/loss"] for r in rows(tmp_path / "sum") if r["val/loss"])
+    assert float(first) == pytest.approx(2 * 0.693147, abs=1e-5)
+
+
 def test_reference_none_with_a_loss_that_needs_none(command, short, tmp_path):
     assert command(*[s for s in short if "cache_dir" not in s], "loss=simpo", "logger=csv")[0] == 0
     assert (

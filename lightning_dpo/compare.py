@@ -10,45 +10,47 @@ from pathlib import Path
 from typing import Any
 
 from hydra.experimental.callback import Callback
-from omegaconf import DictConfig
+from omegaconf import DictConfig, OmegaConf
 
 COLUMNS = {
     "accuracy": "val/rewards/accuracies",
-    "margin, nats": "",
-    "chosen, nats": "",
-    "rejected, nats": "",
-    "KL, nats": "val/kl",
+    "margin": "",
+    "chosen": "",
+    "rejected": "",
+    "KL": "val/kl",
     "reward": "val/samples/reward",
     "valid": "val/samples/valid",
 }
-"""Held-out metrics at the end of a run; the nats are changes of the mean log-probability since the run's start, so that
-they compare between losses and betas. A column without a value in any run is left out."""
+"""Held-out metrics at the end of a run. `chosen` and `rejected` are the changes of the mean log-probability since the
+run's start and `margin` is their difference, in nats, so that losses and betas compare."""
 
 
 def rows(folder: Path) -> list[dict[str, Any]]:
-    """One row per finished run (a summary.json) below a folder, in the order of their paths."""
-    found = []
+    """One row per finished run (a summary.json) below a folder, by path; a column that no run has is left out."""
+    found: list[dict[str, Any]] = []
     for path in sorted(folder.rglob("summary.json"), key=_numbered):
         summary = json.loads(path.read_text(encoding="utf-8"))
         start, end = summary["metrics_at_start"], summary["metrics"]
-        row = {column: end.get(name) for column, name in COLUMNS.items()}
+        beta = OmegaConf.load(path.with_name("config.yaml")).get("beta")
+        row: dict[str, Any] = {"run": path.parent.relative_to(folder).as_posix(), "beta": beta}
+        row |= {column: end.get(name) for column, name in COLUMNS.items()}
         if "val/logps/chosen" in start:
-            chosen, rejected = (
-                end[f"val/logps/{side}"] - start[f"val/logps/{side}"] for side in ("chosen", "rejected")
-            )
-            row |= {"margin, nats": chosen - rejected, "chosen, nats": chosen, "rejected, nats": rejected}
-        found.append({"run": path.parent.relative_to(folder).as_posix(), **row})
+            chosen, rejected = (end[name] - start[name] for name in ("val/logps/chosen", "val/logps/rejected"))
+            row |= {"margin": chosen - rejected, "chosen": chosen, "rejected": rejected}
+        found.append(row)
     return [{k: v for k, v in row.items() if any(r[k] is not None for r in found)} for row in found]
 
 
 def show(table: list[dict[str, Any]]) -> None:
+    from rich.box import SIMPLE
     from rich.console import Console
     from rich.table import Table
 
-    printed = Table(*table[0], title="held out, at the end of each run")
-    for row in table:
-        cells = ("" if v is None else f"{v:.3f}" for k, v in row.items() if k != "run")
-        printed.add_row(row["run"], *cells)
+    printed = Table(
+        *table[0], title="held out, at the end of each run (nats; margin, chosen, rejected since its start)"
+    )
+    for row, name in zip(table, _short([row["run"] for row in table]), strict=True):
+        printed.add_row(name, *("" if v is None else f"{v:.3g}" for k, v in row.items() if k != "run"))
     Console(highlight=False, markup=False).print(printed)
 
 
@@ -62,6 +64,16 @@ class SweepTable(Callback):
 
             show(table)
             pd.DataFrame(table).to_csv(folder / "summary.csv", index=False)
+
+
+def _short(names: list[str]) -> list[str]:
+    """Folder names without the overrides that all jobs of a sweep share.
+
+    >>> _short(["0-loggercsv-lossdpo", "1-loggercsv-lossipo"])
+    ['0-lossdpo', '1-lossipo']
+    """
+    parts = [name.split("-") for name in names]
+    return ["-".join(p for p in own if len(names) == 1 or not all(p in other for other in parts)) for own in parts]
 
 
 def _numbered(path: Path) -> list[tuple[int, str]]:

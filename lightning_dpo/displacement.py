@@ -16,9 +16,9 @@ tenth less likely. On the bundled task at beta 0.1, ipo stays below (0.05) and d
 
 WARNING = (
     "likelihood displacement at step {step}: since the start the held-out chosen responses have lost {fall:.2f} nats "
-    "per token ({chosen:.1f} per response), and the margin grew by {margin:.1f} nats only because the rejected ones fell "
-    "further. The probability went to responses of neither kind: read samples.jsonl. What helps: loss=dpop, rpo or "
-    "cal_dpo, which hold the chosen log-probability; loss=ipo, which stops at its margin; a larger beta; a lower "
+    "per token ({chosen:.1f} per response), and the margin grew by {margin:.1f} nats only because the rejected ones "
+    "fell further. The probability went to responses of neither kind: read samples.jsonl. What helps: loss=dpop, rpo "
+    "or cal_dpo, which hold the chosen log-probability; loss=ipo, which stops at its margin; a larger beta; a lower "
     "optimizer.lr; leaving out the pairs with a high CHES score (lightning_dpo.ches)"
 )
 

@@ -42,13 +42,12 @@ def rows(folder: Path) -> list[dict[str, Any]]:
 
 
 def show(table: list[dict[str, Any]]) -> None:
-    from rich.box import SIMPLE
+    from rich.box import SIMPLE_HEAD
     from rich.console import Console
     from rich.table import Table
 
-    printed = Table(
-        *table[0], title="held out, at the end of each run (nats; margin, chosen, rejected since its start)"
-    )
+    title = "held out, at the end of each run; margin, chosen, rejected: nats since its start"
+    printed = Table(*table[0], title=title, box=SIMPLE_HEAD, padding=(0, 1, 0, 0))
     for row, name in zip(table, _short([row["run"] for row in table]), strict=True):
         printed.add_row(name, *("" if v is None else f"{v:.3g}" for k, v in row.items() if k != "run"))
     Console(highlight=False, markup=False).print(printed)

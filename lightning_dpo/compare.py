@@ -34,7 +34,7 @@ def rows(folder: Path) -> list[dict[str, Any]]:
         beta = OmegaConf.load(path.with_name("config.yaml")).get("beta")
         row: dict[str, Any] = {"run": path.parent.relative_to(folder).as_posix(), "beta": beta}
         row |= {column: end.get(name) for column, name in COLUMNS.items()}
-        if "val/logps/chosen" in start:
+        if "val/logps/rejected" in start:
             chosen, rejected = (end[name] - start[name] for name in ("val/logps/chosen", "val/logps/rejected"))
             row |= {"margin": chosen - rejected, "chosen": chosen, "rejected": rejected}
         found.append(row)

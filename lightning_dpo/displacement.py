@@ -32,6 +32,8 @@ class DisplacementWarning(L.Callback):
         self.warned = False
 
     def on_validation_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        if "val/logps/rejected" not in trainer.callback_metrics:
+            return  # a loss of the chosen side only
         now = {side: float(trainer.callback_metrics[f"val/logps/{side}"]) for side in ("chosen", "rejected")}
         self.start = self.start or now
         chosen, rejected = (now[side] - self.start[side] for side in now)

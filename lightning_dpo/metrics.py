@@ -12,9 +12,13 @@ from lightning_dpo.losses.types import PairLogps, PairLoss
 def pair_metrics(logps: PairLogps, result: PairLoss, chosen_only: bool = False) -> dict[str, Tensor]:
     """Each metric per pair, shape [pair]; a run logs their means under `train/` and `val/`.
 
-    Rewards and losses are in the loss's own unit, logps in nats, lengths in tokens; accuracies and displacement are 0
-    or 1. A tie counts as wrong, as in other trainers: where the policy equals the reference the accuracy is 0, not 1/2.
+    Rewards and losses are in the loss's own unit, logps in nats, lengths in tokens; accuracies are 0 or 1. A tie counts
+    as wrong, as in other trainers: where the policy equals the reference the accuracy is 0, not 1/2.
     Where only the chosen side was scored, what compares the sides is left out.
+
+    `displacement/*` says how the margin came about (nats, against the reference): the chosen response went up by
+    `chosen_up` and the rejected one down by `rejected_down`, which add up to the log-ratio margin; a negative
+    `chosen_up` is likelihood displacement. `*_per_token` is each side's log-ratio by its own length.
     """
     metrics = {
         "loss": result.loss,
@@ -29,7 +33,14 @@ def pair_metrics(logps: PairLogps, result: PairLoss, chosen_only: bool = False) 
         "lengths/rejected": logps.rejected_tokens,
     }
     if logps.ref_chosen is not None:
-        metrics["displacement/chosen_below_reference"] = logps.chosen < logps.ref_chosen
+        u, v = logps.log_ratios()
+        metrics |= {
+            "displacement/chosen_below_reference": u < 0,
+            "displacement/chosen_up": u,
+            "displacement/rejected_down": -v,
+            "displacement/chosen_per_token": u / logps.chosen_tokens,
+            "displacement/rejected_per_token": v / logps.rejected_tokens,
+        }
     two_sided = ("rejected", "margin", "accuracies")
     kept = [n for n in metrics if not (chosen_only and any(word in n for word in two_sided))]
     return {name: metrics[name].detach() for name in kept}

@@ -3,7 +3,7 @@
 import csv
 import logging
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
@@ -95,6 +95,13 @@ def connect(build: Callable[..., Logger]) -> Logger:
             wandb.teardown()
             logger = build(mode="offline")
     return logger
+
+
+def annotate(loggers: Iterable[Logger], name: str, text: str) -> None:
+    """A text in the summary of the W&B run, where there is one; metrics.csv holds numbers only."""
+    for logger in loggers:
+        if isinstance(logger, WandbLogger):
+            logger.experiment.summary[name] = text
 
 
 def close() -> None:

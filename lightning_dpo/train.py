@@ -67,6 +67,7 @@ def train(cfg: DictConfig, choices: dict[str, str | None], overrides: list[str])
     from hydra.utils import instantiate
 
     from lightning_dpo import console, models, run_folder, tracking
+    from lightning_dpo.displacement import DisplacementWarning
     from lightning_dpo.module import DPOModule
 
     console.quiet()
@@ -96,10 +97,11 @@ def train(cfg: DictConfig, choices: dict[str, str | None], overrides: list[str])
     samples = instantiate(cfg.samples, scorer=scorer, output_dir=folder.path)
     clock = tracking.Clock()
     metrics = tracking.MetricsCSV(folder.path)
+    bar = [console.PairProgressBar()] if cfg.trainer.enable_progress_bar else []
     trainer = instantiate(
         cfg.trainer,
         accelerator=_accelerator(cfg.trainer.accelerator, torch.cuda.is_available()),
-        callbacks=[samples, clock, *([console.PairProgressBar()] if cfg.trainer.enable_progress_bar else [])],
+        callbacks=[samples, clock, DisplacementWarning(), *bar],
         logger=[metrics, *(tracking.connect(partial(instantiate, node)) for node in (cfg.logger or {}).values())],
     )
     for logger in trainer.loggers:

@@ -18,8 +18,8 @@ LAYERS = [
     {"__main__"},
     {"train"},
     {"console", "config"},
-    {"run_folder"},
-    {"samples"},
+    {"run_folder", "compare"},
+    {"samples", "displacement"},
     {"module", "data.module", "tracking"},
     {"checks", "data", "data.report", "data.stream"},
     {"reference", "optim", "data.sets", "data.warn"},
@@ -29,7 +29,7 @@ LAYERS = [
     {"data.chat", "data.formats", "data.sources"},
     {"data.dialogue", "data.lines"},
     {"data.rows"},
-    {"store", "generation", "models", "metrics"},
+    {"store", "generation", "models", "metrics", "ches"},
     {"scoring", "losses"} | {n for n in FILES if n.startswith("losses.")},
     {"batch", "signatures", "errors", "files", "demo"},
 ]
@@ -60,7 +60,7 @@ def test_imports_point_downward(name):
         assert LEVEL[other] > LEVEL[name] or same_package, f"{name} imports {other}, which is above it"
 
 
-@pytest.mark.parametrize(("library", "users"), [("hydra", {"train", "config"}), ("wandb", {"tracking"})])
+@pytest.mark.parametrize(("library", "users"), [("hydra", {"train", "config", "compare"}), ("wandb", {"tracking"})])
 def test_hydra_and_wandb_are_met_in_few_places(library, users):
     assert {name for name, path in FILES.items() if any(i.split(".")[0] == library for i in imports(path))} == users
 

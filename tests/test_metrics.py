@@ -1,5 +1,6 @@
 """Means are over pairs, exactly, however the pairs are spread over batches."""
 
+import pytest
 import torch
 
 from lightning_dpo.losses import PairLogps, dpo
@@ -29,7 +30,19 @@ def test_names_and_values_of_one_pair():
         "lengths/chosen": 2.0,
         "lengths/rejected": 3.0,
         "displacement/chosen_below_reference": 0.0,
+        "displacement/chosen_up": 1.0,  # of 2 tokens; the rejected response has 3
+        "displacement/rejected_down": 3.0,
+        "displacement/chosen_per_token": 0.5,
+        "displacement/rejected_per_token": -1.0,
     }
+
+
+def test_chosen_up_and_rejected_down_add_up_to_the_margin():
+    """Also where the chosen response falls: -7 and +9 make a margin of 2 nats."""
+    metrics = metrics_of([-12.0], [-14.0])
+    up, down = (metrics[f"displacement/{name}"].item() for name in ("chosen_up", "rejected_down"))
+    assert (up, down) == (-7, 9) and metrics["rewards/margins"].item() == pytest.approx(0.1 * (up + down))
+    assert metrics["displacement/chosen_below_reference"].item() is True
 
 
 def test_a_tie_counts_as_wrong():

@@ -75,6 +75,7 @@ def test_a_run_leaves_the_files_of_the_contract(command, short, tmp_path):
     assert [r["step"] for r in trained] == ["1", "2", "3"] and [r["step"] for r in validated] == ["0", "3"]
     names = "loss loss_margin rewards/chosen rewards/rejected rewards/margins rewards/accuracies"
     names += " logps/chosen logps/rejected lengths/chosen lengths/rejected displacement/chosen_below_reference"
+    names += " displacement/chosen_up displacement/rejected_down displacement/chosen_per_token"
     assert all(trained[0][f"train/{name}"] for name in f"{names} grad_norm lr".split())
     assert all(validated[0][f"val/{name}"] for name in f"{names} kl kl_se samples/reward samples/valid".split())
     assert float(validated[0]["val/loss"]) == pytest.approx(25)  # 1/(4 beta^2): the policy is its reference
@@ -86,7 +87,7 @@ def test_a_run_leaves_the_files_of_the_contract(command, short, tmp_path):
     assert summary["reference_forwards"] > 0 and summary["pairs_per_second"] > 0 and summary["versions"]["torch"]
 
     assert "«" in said and "held out" in said and "written to" in said and str(folder) in said.replace("\n", "")
-    assert "Traceback" not in said
+    assert "Traceback" not in said and "displacement" not in said
 
 
 def test_the_policy_is_exported_for_transformers_and_for_lightning(command, short, tmp_path):
@@ -184,6 +185,39 @@ def test_a_sweep_has_a_folder_per_job(command, short, tmp_path):
     assert betas == [0.1, 0.5]
     code, said = command("-m", "beta=0.1,0.5", "output_dir=x")
     assert code == 2 and "output_dir=... in a sweep" in said
+
+
+def test_displacement_is_told_in_the_log_on_the_terminal_and_in_wandb(command, short, tmp_path):
+    """Twelve steps of dpo at a high lr push both log-probabilities down."""
+    code, said = command(*short, "optimizer.lr=3e-3", "trainer.max_epochs=4")
+    words = "likelihood displacement at step"
+    assert code == 0 and said.count(words) == 1, said
+    assert (tmp_path / "run" / "train.log").read_text().count(words) == 1
+    (run,) = (tmp_path / "run" / "wandb").glob("offline-run-*/*.wandb")
+    assert words.encode() in run.read_bytes()
+
+
+def test_an_experiment_is_a_sweep_that_ends_with_a_table(command, short, tmp_path):
+    options = [s for s in short if not s.startswith("output_dir")] + ["logger=csv", f"hydra.sweep.dir={tmp_path}/sweep"]
+    code, said = command("experiment=displacement", *options, "hydra.sweeper.params.loss='dpo,ipo'", "beta=0.2")
+    assert code == 0, said
+    configs = [OmegaConf.load(p) for p in sorted((tmp_path / "sweep").glob("*/config.yaml"))]
+    assert [c.loss._target_.split(".")[-1] for c in configs] == ["dpo", "ipo"] and {c.beta for c in configs} == {0.2}
+
+    assert all(name in said.split("held out, at the end of each run")[1] for name in ("accuracy", "0-dpo", "1-ipo"))
+    with open(tmp_path / "sweep" / "summary.csv", newline="") as file:
+        first, second = csv.DictReader(file)
+    summary = json.loads((tmp_path / "sweep" / first["run"] / "summary.json").read_text())
+    start, end = summary["metrics_at_start"], summary["metrics"]
+    assert float(first["accuracy"]) == end["val/rewards/accuracies"] and float(first["KL"]) == end["val/kl"]
+    fell = end["val/logps/chosen"] - start["val/logps/chosen"]
+    assert float(first["chosen"]) == pytest.approx(fell) == pytest.approx(end["val/displacement/chosen_up"], 1e-3)
+    assert float(first["margin"]) == pytest.approx(end["val/rewards/margins"] / 0.2, rel=1e-3)
+
+
+def test_the_experiment_names_losses_that_exist():
+    params = OmegaConf.load(ROOT / "conf" / "experiment" / "displacement.yaml").hydra.sweeper.params
+    assert set(params.loss.split(",")) <= {p.stem for p in (ROOT / "conf" / "loss").glob("*.yaml")}
 
 
 @pytest.mark.parametrize(

@@ -43,30 +43,26 @@ def test_a_wrong_choice_of_positions_stops_the_run(monkeypatch, planted):
         check(llama())
 
 
-def test_an_attention_mask_that_hides_the_prompt_stops_the_run(monkeypatch):
+def hide_prompt(inputs):
+    inputs["attention_mask"][:, 0] = 0
+
+
+def shift_positions(inputs):
+    inputs["position_ids"] += 1
+
+
+@pytest.mark.parametrize(("family", "plant"), [(llama, hide_prompt), (gpt2, shift_positions)])
+def test_a_wrong_mask_or_wrong_positions_stop_the_run(monkeypatch, family, plant):
     right = scoring.padded
 
     def wrong(prompt, response, side="right"):
         layout = right(prompt, response, side)
-        layout.inputs["attention_mask"][:, 0] = 0
+        plant(layout.inputs)
         return layout
 
     monkeypatch.setattr(scoring, "padded", wrong)
     with pytest.raises(RuntimeError, match="first-batch check"):
-        check(llama())
-
-
-def test_positions_off_by_one_stop_the_run(monkeypatch):
-    right = scoring.padded
-
-    def wrong(prompt, response, side="right"):
-        layout = right(prompt, response, side)
-        layout.inputs["position_ids"] += 1
-        return layout
-
-    monkeypatch.setattr(scoring, "padded", wrong)
-    with pytest.raises(RuntimeError, match="first-batch check"):
-        check(gpt2())
+        check(family())
 
 
 def test_cached_values_of_other_rows_stop_the_run():

@@ -1,0 +1,40 @@
+"""The notebooks run, and what is committed was run on these losses."""
+
+import os
+
+import nbformat
+import pytest
+from nbclient import NotebookClient
+
+from tests.conftest import ROOT
+
+NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))
+LOSSES = {path.stem for path in (ROOT / "conf" / "loss").glob("*.yaml")}
+
+
+def said(notebook) -> str:
+    """Everything that its cells print, tables and notes included."""
+    outputs = [o for cell in notebook.cells for o in cell.get("outputs", [])]
+    parts = [[o.get("text", ""), *o.get("data", {}).values()] for o in outputs]
+    return "\n".join(str(text) for texts in parts for text in texts)
+
+
+@pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda p: p.stem)
+def test_it_is_small_and_committed_with_its_outputs(path):
+    assert path.stat().st_size < 400_000
+    notebook = nbformat.read(path, as_version=4)
+    assert all(cell.execution_count for cell in notebook.cells if cell.cell_type == "code")
+
+
+def test_the_losses_notebook_runs_and_draws_every_loss_or_says_why_not(monkeypatch):
+    monkeypatch.setenv("PYTHONPATH", os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")]))
+    path = ROOT / "notebooks" / "losses.ipynb"
+    committed = nbformat.read(path, as_version=4)
+    notebook = nbformat.read(path, as_version=4)
+    for cell in notebook.cells:
+        cell.pop("outputs", None) if cell.cell_type == "markdown" else cell.update(outputs=[])
+    NotebookClient(notebook, timeout=300, resources={"metadata": {"path": str(path.parent)}}).execute()
+    words = set(said(notebook).replace("`", " ").replace(",", " ").split())
+    assert not LOSSES - words and "0.6931" in words
+    again = "type nbclient's `jupyter execute --inplace notebooks/losses.ipynb`, and commit it"
+    assert words & LOSSES == set(said(committed).replace("`", " ").replace(",", " ").split()) & LOSSES, again

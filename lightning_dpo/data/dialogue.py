@@ -25,7 +25,7 @@ def split_dialogue(chosen: str, rejected: str) -> Row:
             "mixture", f"the dialogues share no beginning that ends in {HH_ASSISTANT!r}, so nothing is asked", "chosen"
         )
     end += len(HH_ASSISTANT)
-    return Row(chosen[:end], *(turns_of(side[end:], f) for side, f in ((chosen, "chosen"), (rejected, "rejected"))))
+    return Row(chosen[:end], turns_of(chosen[end:], "chosen"), turns_of(rejected[end:], "rejected"))
 
 
 def turns_of(text: str, field: str) -> Response:

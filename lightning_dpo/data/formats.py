@@ -92,7 +92,7 @@ def _pair(found: dict[str, Any], record: Mapping[str, Any], format: Format) -> R
         return Row(prompt, chosen, rejected)
     if isinstance(prompt, list) and not (_begins(chosen, prompt) and _begins(rejected, prompt)):
         _asks(prompt)
-        return Row(prompt, *(_after(prompt, side, f) for side, f in ((chosen, "chosen"), (rejected, "rejected"))))
+        return Row(prompt, _after(prompt, chosen, "chosen"), _after(prompt, rejected, "rejected"))
     return _conversations(prompt, chosen, rejected)
 
 
@@ -117,7 +117,7 @@ def _conversations(prompt: str | Messages | None, chosen: Response, rejected: Re
     if isinstance(prompt, str) and messages[-1]["content"].strip() != prompt.strip():
         raise BadRow("mixture", "found a text that is not the last message which both sides share", "prompt")
     _asks(messages)
-    return Row(messages, *(_turns(side, f) for side, f in zip(sides, ("chosen", "rejected"), strict=True)))
+    return Row(messages, _turns(sides[0], "chosen"), _turns(sides[1], "rejected"))
 
 
 def _shared(chosen: Messages, rejected: Messages) -> int:

@@ -118,7 +118,7 @@ def runs(ordered: np.ndarray) -> dict[str, int]:
     for start in range(0, len(ordered), PIECE):
         piece = np.asarray(ordered[start : start + PIECE])
         changes = np.flatnonzero(piece[1:] != piece[:-1]) + 1
-        lengths = np.diff([0, *changes, len(piece)])
+        lengths = np.diff(np.concatenate([[0], changes, [len(piece)]]))
         distinct += len(lengths) - (previous == piece[0])
         lengths[0] += current if previous == piece[0] else 0
         longest, current, previous = max(longest, int(lengths.max())), int(lengths[-1]), piece[-1]

@@ -87,8 +87,8 @@ def ipo_bandit(steps: int = 18000, seeds: int = 10, seed: int = 0, average: int 
         logp = theta.log_softmax(-1)
         loss = torch.zeros(n, dtype=torch.float64)
         for own, function in zip(logp, LOSSES.values(), strict=True):
-            sides = (own.gather(-1, side).flatten() for side in (chosen, rejected))
-            loss = loss + function(PairLogps(*sides, one, one, reference, reference), beta=taus).loss
+            won, lost = (own.gather(-1, side).flatten() for side in (chosen, rejected))
+            loss = loss + function(PairLogps(won, lost, one, one, reference, reference), beta=taus).loss
         optimizer.zero_grad()
         # A mini-batch repeats pairs; each is computed once and weighs as often as it was drawn.
         loss.backward(drawn[step, :, :, None].expand(shape).flatten())
@@ -172,8 +172,8 @@ def dpo_bandit(steps: int = 1500, problems: int = 8, actions: int = 5, seed: int
         logp = theta.log_softmax(-1)
         if step in times:
             error.append((logp.detach() - optimum).abs().amax((1, 2)))
-        sides = (logp[..., side].flatten() for side in (winner, loser))
-        loss = losses.dpo(PairLogps(*sides, one, one, ref_winner, ref_loser), beta=betas).loss * weights
+        won, lost = (logp[..., side].flatten() for side in (winner, loser))
+        loss = losses.dpo(PairLogps(won, lost, one, one, ref_winner, ref_loser), beta=betas).loss * weights
         optimizer.zero_grad()
         loss.sum().backward()
         optimizer.step()

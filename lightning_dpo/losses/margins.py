@@ -5,7 +5,7 @@ Notation: u = log π(chosen)/π_ref(chosen), v = log π(rejected)/π_ref(rejecte
 
 from torch.nn.functional import logsigmoid
 
-from lightning_dpo.losses.types import NonNegative, PairLogps, PairLoss, Positive, needs, pair_loss
+from lightning_dpo.losses.types import NonNegative, PairLogps, PairLoss, Positive, given, needs, pair_loss
 
 
 def rdpo(logps: PairLogps, *, beta: Positive, alpha: NonNegative = 0.01) -> PairLoss:
@@ -51,7 +51,8 @@ def odpo(logps: PairLogps, *, beta: Positive, offset: float | None = None) -> Pa
         raise ValueError(f"odpo takes its offset from data.margin_column or from loss.offset; found {found}")
     u, v = logps.log_ratios()
     h = beta * (u - v)
-    return pair_loss(-logsigmoid(h - (logps.target_margin if offset is None else offset)), beta * u, beta * v, margin=h)
+    delta = given(logps.target_margin, "target_margin") if offset is None else offset
+    return pair_loss(-logsigmoid(h - delta), beta * u, beta * v, margin=h)
 
 
 def hdpo(logps: PairLogps, *, beta: Positive, alpha: Positive) -> PairLoss:

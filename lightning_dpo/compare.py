@@ -31,7 +31,7 @@ def rows(folder: Path) -> list[dict[str, Any]]:
     for path in sorted(folder.rglob("summary.json"), key=_numbered):
         summary = json.loads(path.read_text(encoding="utf-8"))
         start, end = summary["metrics_at_start"], summary["metrics"]
-        beta = dict(OmegaConf.load(path.with_name("config.yaml"))).get("beta")
+        beta = OmegaConf.select(OmegaConf.load(path.with_name("config.yaml")), "beta")
         row: dict[str, Any] = {"run": path.parent.relative_to(folder).as_posix(), "beta": beta}
         row |= {column: end.get(name) for column, name in COLUMNS.items()}
         if "val/logps/rejected" in start:

@@ -3,7 +3,7 @@
 import sys
 from importlib import import_module
 
-COMMANDS = {"train": "train a policy on preference pairs"}
+COMMANDS = {"train": "train a policy on preference pairs", "compare": "a table of finished runs"}
 
 
 def main() -> None:

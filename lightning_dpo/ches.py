@@ -17,7 +17,8 @@ def ches_scores(
         CHES = <H_chosen, H_rejected> - ||H_chosen||²,    H = sum of the hidden states that predict a response's tokens
 
     A hidden state is the input of the model's head: the one at the last prompt token predicts the first response token,
-    and the one at the last response token predicts nothing and does not count. A high score (close to 0, or above)
+    and the one at the last response token predicts nothing and does not count; nor do those that predict a token which
+    is not trained on. A high score (close to 0, or above)
     marks two responses that look alike to the model; training on such a pair pushes the chosen one down with the
     rejected one, and the paper filters them out. With `length_normalised` H is a mean, so that length does not decide.
 
@@ -28,8 +29,8 @@ def ches_scores(
         batch = pairs.select(range(first, min(first + batch_size, len(pairs)))).to(model.device)
         chosen, rejected = _summed_hidden(model, batch)
         if length_normalised:
-            chosen = chosen / batch.chosen.lengths[:, None].to(chosen.device)
-            rejected = rejected / batch.rejected.lengths[:, None].to(chosen.device)
+            n_chosen, n_rejected = (n[:, None].to(chosen.device) for n in batch.trained_lengths())
+            chosen, rejected = chosen / n_chosen, rejected / n_rejected
         scores.append((chosen * (rejected - chosen)).sum(-1).cpu())
     return torch.cat(scores)
 
@@ -40,7 +41,9 @@ def _summed_hidden(model: PreTrainedModel, batch: PairBatch) -> tuple[Tensor, Te
     layout = padded(Ragged.cat([batch.prompt, batch.prompt]), responses)
     with _captured_head_input(model) as captured:
         model(**layout.inputs, use_cache=False)
-    hidden = captured[0].flatten(0, 1)[layout.predictors]
+    trained = slice(None) if batch.trained is None else Ragged.cat(batch.trained).values.bool()
+    hidden = captured[0].flatten(0, 1)[layout.predictors[trained]]
     hidden = hidden.to(torch.promote_types(hidden.dtype, torch.float32))
-    sums = torch.segment_reduce(hidden, "sum", lengths=responses.lengths.to(hidden.device), axis=0)
+    lengths = torch.cat(batch.trained_lengths()).to(hidden.device)
+    sums = torch.segment_reduce(hidden, "sum", lengths=lengths, axis=0)
     return sums[: len(batch)], sums[len(batch) :]

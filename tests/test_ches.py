@@ -43,5 +43,18 @@ def test_equal_responses_score_zero_and_the_last_token_does_not_count():
     assert same == pytest.approx(0, abs=1e-4) and other_end == pytest.approx(0, abs=1e-4) and abs(other_middle) > 0.1
 
 
+def test_tokens_that_are_not_trained_on_do_not_count():
+    """[5, 6] with a mask on its first token is [6] after a prompt that ends with 5."""
+    ragged, mask = Ragged.from_rows([[5, 6]]), Ragged.from_rows([[0, 1]], dtype=torch.uint8)
+    other, whole = Ragged.from_rows([[5, 8, 9]]), Ragged.from_rows([[0, 1, 1]], dtype=torch.uint8)
+    masked = PairBatch(Ragged.from_rows([[1, 2]]), ragged, other, index=torch.arange(1), trained=(mask, whole))
+    longer = PairBatch(
+        Ragged.from_rows([[1, 2, 5]]), Ragged.from_rows([[6]]), Ragged.from_rows([[8, 9]]), index=torch.arange(1)
+    )
+    for length_normalised in (False, True):
+        scores = (ches_scores(llama(), pairs, length_normalised) for pairs in (masked, longer))
+        torch.testing.assert_close(*scores, atol=1e-4, rtol=1e-4)
+
+
 def test_half_precision_is_summed_in_float32():
     assert ches_scores(llama().bfloat16(), random_pairs(3)).dtype == torch.float32

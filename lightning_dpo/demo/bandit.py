@@ -74,24 +74,26 @@ def ipo_bandit(steps: int = 18000, seeds: int = 10, seed: int = 0, average: int 
     average = min(average, steps)
     drawn = draws(steps, seeds, seed) / MINI_BATCH
     theta = torch.zeros(len(LOSSES), seeds, len(DATA), len(TAUS), 3, dtype=torch.float64, requires_grad=True)
-    optimizer = torch.optim.Adam([theta], lr=0.01)
+    optimizer = torch.optim.Adam([theta], lr=0.01, fused=True)
     pairs = torch.nn.utils.rnn.pad_sequence([torch.tensor(d.pairs) for d in DATA], batch_first=True)  # [data, pair, 2]
     shape = (seeds, len(DATA), len(TAUS), pairs.shape[1])
-    chosen, rejected = pairs[:, None].expand(*shape, 2).unbind(-1)
-    n = chosen.numel()
+    sides = pairs[:, None].expand(len(LOSSES), *shape, 2).unbind(-1)
+    n = torch.Size(shape).numel()
     taus: Any = torch.tensor(TAUS, dtype=torch.float64)[:, None].expand(shape).flatten()  # the equations broadcast
     one, reference = torch.ones(n, dtype=torch.long), torch.full((n,), -math.log(3), dtype=torch.float64)
 
     total, curve, times = torch.zeros_like(theta), [], range(0, steps, 100)
     for step in range(steps):
         logp = theta.log_softmax(-1)
-        loss = torch.zeros(n, dtype=torch.float64)
-        for own, function in zip(logp, LOSSES.values(), strict=True):
-            won, lost = (own.gather(-1, side).flatten() for side in (chosen, rejected))
-            loss = loss + function(PairLogps(won, lost, one, one, reference, reference), beta=taus).loss
-        optimizer.zero_grad()
+        chosen, rejected = (logp.gather(-1, side).flatten(1) for side in sides)  # [loss, pair]
+        values = [
+            function(PairLogps(c, r, one, one, reference, reference), beta=taus).loss
+            for function, c, r in zip(LOSSES.values(), chosen, rejected, strict=True)
+        ]
         # A mini-batch repeats pairs; each is computed once and weighs as often as it was drawn.
-        loss.backward(drawn[step, :, :, None].expand(shape).flatten())
+        weights = drawn[step, :, :, None].expand(shape).flatten()
+        optimizer.zero_grad()
+        torch.autograd.backward(values, [weights] * len(values))
         optimizer.step()
         if step in times:
             curve.append(logp[..., A].detach().exp())

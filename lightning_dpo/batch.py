@@ -98,6 +98,8 @@ class PairBatch:
         """Hash of the weights that `reference` was computed with."""
         self.rows_used = 0
         """In a stream: rows of the epoch that were read when the batch was full."""
+        self.rows_read: dict[str, int] = {}
+        """In a stream: what became of the rows that were read since the batch before."""
 
     def __len__(self) -> int:
         return len(self.index)
@@ -119,7 +121,7 @@ class PairBatch:
             weight=None if self.weight is None else column(self.weight),
             margin=None if self.margin is None else column(self.margin),
         )
-        mapped.rows_used = self.rows_used
+        mapped.rows_used, mapped.rows_read = self.rows_used, self.rows_read
         return mapped
 
     def trained_lengths(self) -> tuple[Tensor, Tensor]:
@@ -136,8 +138,9 @@ class PairBatch:
             return parts[0]
         chosen, rejected = (Ragged.cat([getattr(p, side) for p in parts]) for side in ("chosen", "rejected"))
         reference, trained = None, None
-        if all(p.reference is not None for p in parts):
-            reference = TokenLogps(*(Ragged.cat(sides) for sides in zip(*(p.reference for p in parts), strict=True)))  # type: ignore[arg-type]
+        references = [p.reference for p in parts if p.reference is not None]
+        if len(references) == len(parts):
+            reference = TokenLogps(*(Ragged.cat(sides) for sides in zip(*references, strict=True)))
         if any(p.trained is not None for p in parts):
             masks = [p.trained or (_all(p.chosen), _all(p.rejected)) for p in parts]
             trained = (Ragged.cat([m[0] for m in masks]), Ragged.cat([m[1] for m in masks]))

@@ -79,7 +79,7 @@ def data_page(data: PreferenceDataModule, folder: Path) -> dict[str, Any]:
     if data.report_plot:
         plot_lengths(report, folder / "data_lengths.png")
     if data.streaming:
-        say("train      a stream: rows are counted as they are read")
+        say("train      a stream: its rows are counted as they are read, and reported at the end")
     for source in report["sources"]:
         lost = {**source["dropped"], **source["bad"]}
         dropped = ", dropped " + ", ".join(f"{n:,} {reason}" for reason, n in lost.items()) if lost else ""
@@ -92,6 +92,13 @@ def data_page(data: PreferenceDataModule, folder: Path) -> dict[str, Any]:
     for example in report.get("examples", []):
         say(_example(example))
     return report
+
+
+def stream_page(data: PreferenceDataModule, folder: Path, report: dict[str, Any]) -> None:
+    """Say what became of the rows of a stream, and add it to data_report.json."""
+    report["pairs"]["stream"] = dict(data.stream_counts)
+    write_json(folder / "data_report.json", report)
+    say("train      read from the stream: " + ", ".join(f"{n:,} {what}" for what, n in data.stream_counts.items()))
 
 
 def _described(described: dict[str, Any]) -> str:

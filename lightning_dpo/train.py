@@ -111,6 +111,8 @@ def train(cfg: DictConfig, choices: dict[str, str | None], overrides: list[str])
         if data.val_sets:
             trainer.validate(module, datamodule=data, verbose=False)
         trainer.fit(module, datamodule=data)
+        if data.streaming:
+            console.stream_page(data, folder.path, report)
         folder.export(trainer, module, tokenizer, choices)
         objective = folder.summarise(module, report, metrics, clock, seconds=time.monotonic() - begin)
         console.footer(metrics, samples, folder)

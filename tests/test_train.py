@@ -171,6 +171,18 @@ def test_reference_none_with_a_loss_that_needs_none(command, short, tmp_path):
     )
 
 
+def test_a_stream_trains_and_says_what_it_has_read(command, short, few_reviews, tmp_path):
+    (tmp_path / "rows.jsonl").write_text("broken\n" + few_reviews.read_text())
+    options = [s for s in short if not s.startswith(("data.train", "reference"))]
+    stream = [f"data.train={tmp_path}/rows.jsonl", "data.streaming=true", "reference=copy", "trainer.max_steps=4"]
+    code, said = command(*options, *stream, "data.on_bad_row=drop", "trainer.max_epochs=-1", "logger=csv")
+    assert code == 0, said
+    assert len([r for r in rows(tmp_path / "run") if r["train/loss"]]) == 4
+    stream = json.loads((tmp_path / "run" / "data_report.json").read_text())["pairs"]["stream"]
+    # three steps are the whole file, the fourth is of its second reading; one batch is read ahead
+    assert stream["pairs"] in (64, 96) and stream["json"] == 2 and "read from the stream" in said
+
+
 def test_a_used_folder_is_refused(command, short):
     assert command(*short, "logger=csv")[0] == 0
     code, said = command(*short, "logger=csv")

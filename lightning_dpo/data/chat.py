@@ -1,7 +1,7 @@
 """Chats as text: a tokenizer's chat template, and where the assistant's turns stand in what it prints."""
 
 from functools import cached_property
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from transformers import PreTrainedTokenizerBase
 
@@ -26,7 +26,7 @@ class Chat:
     """
 
     def __init__(self, tokenizer: PreTrainedTokenizerBase):
-        self.tokenizer = tokenizer
+        self.tokenizer: Any = tokenizer  # the base class does not declare what fast tokenizers have
 
     def prompt(self, messages: Messages) -> str:
         """The prompt up to where the response begins."""
@@ -76,7 +76,7 @@ class Chat:
         printed = text[text.rfind(mark) + len(mark) :]
         added = self.tokenizer.added_tokens_decoder.items()
         special = {token.content: i for i, token in added if token.special}
-        special[self.tokenizer.eos_token] = self.tokenizer.eos_token_id  # type: ignore[index]
+        special[self.tokenizer.eos_token] = self.tokenizer.eos_token_id
         found = [(printed.find(content), -len(content), content) for content in special if content in printed]
         if not found:
             return EndOfTurn(printed, "", None)
@@ -90,7 +90,7 @@ class Chat:
                 "give one by data.chat_template=FILE (Jinja)"
             )
         try:
-            return self.tokenizer.apply_chat_template(messages, tokenize=False, **options)  # type: ignore[return-value]
+            return self.tokenizer.apply_chat_template(messages, tokenize=False, **options)
         except Exception as error:  # Jinja's own, and whatever a template raises
             first = str(error).splitlines()[0] if str(error) else type(error).__name__
             raise BadRow("template", f"the chat template refuses the messages: {printable(first, 120)}") from None

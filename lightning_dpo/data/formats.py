@@ -21,6 +21,7 @@ from typing import Any, Literal, NamedTuple
 
 from lightning_dpo.data.dialogue import is_dialogue, split_dialogue
 from lightning_dpo.data.rows import BadRow, Dropped, Messages, Response, Row, checked, kind_of, printable
+from lightning_dpo.signatures import in_range
 
 COLUMNS = {name: name for name in ("prompt", "chosen", "rejected", "responses", "ranks", "scores")}
 RankedPairs = Literal["all", "best_worst", "adjacent"]
@@ -197,10 +198,9 @@ def _number(record: Mapping[str, Any], column: str | None, interval: str, defaul
     if column is None:
         return default
     value = record.get(column)
-    good = isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
-    if not good or (interval.startswith("[0") and value < 0):  # type: ignore[operator]
+    if not isinstance(value, int | float) or isinstance(value, bool) or not in_range(value, interval):
         raise BadRow("type", f"found {printable(value)}, expected a number in {interval}", column)
-    return float(value)  # type: ignore[arg-type]
+    return float(value)
 
 
 def _missing(field: str, record: Mapping[str, Any], format: Format) -> str:

@@ -10,6 +10,8 @@ from typing import Any
 from lightning_dpo.data.rows import BadRow, kind_of
 from lightning_dpo.errors import DataError
 
+SPACE, COMMA, LIST_END = re.compile(r"\s*"), re.compile(r"\s*,\s*"), re.compile(r"\s*\]\s*\Z")
+
 
 def json_records(path: Path) -> Iterator[tuple[int, Any]]:
     """Line number and record: the bytes of a line of JSONL, or an element of the one list that a .json file may hold.
@@ -40,26 +42,23 @@ def _json_list(data: bytes, path: Path) -> Iterator[tuple[int, Any]]:
         text = data.decode("utf-8-sig")
     except UnicodeDecodeError as error:
         raise DataError(f"{path}: byte {error.start + 1} is not UTF-8") from None
-    decoder, at, line = (
-        json.JSONDecoder(object_pairs_hook=_unique),
-        text.index("[") + 1,
-        1 + text.count("\n", 0, text.index("[")),
-    )
-    space = re.compile(r"[\s,]*")
-    while True:
-        gap = space.match(text, at)
-        assert gap is not None
+    strict, plain = json.JSONDecoder(object_pairs_hook=_unique), json.JSONDecoder()
+    at = text.index("[") + 1
+    line, gap = 1 + text.count("\n", 0, at), SPACE.match(text, at)
+    while not LIST_END.match(text, at):
+        if gap is None:
+            raise DataError(f"{path}:{line}: not JSON: expected a comma and another row, or ] and nothing after it")
         line, at = line + text.count("\n", at, gap.end()), gap.end()
-        if text[at : at + 1] == "]":
-            return
         try:
-            element, end = decoder.raw_decode(text, at)
+            element, end = plain.raw_decode(text, at)
+            element = strict.raw_decode(text, at)[0]
         except json.JSONDecodeError as error:
             raise DataError(f"{path}:{error.lineno}: not JSON: {error.msg} at column {error.colno}") from None
         except BadRow as error:
-            raise DataError(f"{path}:{line}: {error.field}: {error}") from None
+            element = error
         yield line, element
         line, at = line + text.count("\n", at, end), end
+        gap = COMMA.match(text, at)
 
 
 def parse_line(line: bytes) -> dict[str, Any]:
@@ -84,6 +83,12 @@ def parse_line(line: bytes) -> dict[str, Any]:
 
 
 def as_object(record: Any) -> dict[str, Any]:
+    """The record, unless it is none, or was found to be bad where it was read.
+
+    Errors: BadRow.
+    """
+    if isinstance(record, BadRow):
+        raise record
     if not isinstance(record, dict):
         hint = " (a file that is one list is named .json)" if isinstance(record, list) else ""
         raise BadRow("json", f"found {kind_of(record)}, expected an object with prompt, chosen, rejected{hint}")

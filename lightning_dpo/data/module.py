@@ -1,5 +1,6 @@
 """PreferenceDataModule: sources of preference pairs -> ragged batches."""
 
+from collections import Counter
 from collections.abc import Mapping
 from functools import cached_property
 from pathlib import Path
@@ -93,6 +94,8 @@ class PreferenceDataModule(L.LightningDataModule):
         self.train_pairs: PairSet | None = None
         self.val_sets: dict[str, PairSet] = {}
         self._epoch = self._batches = self._rows_used = 0
+        self.stream_counts: Counter = Counter()
+        """What became of the rows of a stream that training has read so far."""
         if streaming and isinstance(val, float):
             raise DataError(
                 f"data.val={val} with data.streaming=true: a stream cannot be split by prompt; name a source"
@@ -122,6 +125,8 @@ class PreferenceDataModule(L.LightningDataModule):
         for name, given in named.items():
             if given is not None:
                 held_out = sources([given] if isinstance(given, Mapping) else given, f"data.val{name and '.'}{name}")
+                if weighted := [source.path for source in held_out if source.weight != 1]:
+                    raise DataError(f"data.val: the weight of {weighted[0]} would be ignored; each pair counts once")
                 parts = [self._stored(source) for source in held_out]
                 self.val_sets[f"val/{name}" if name else "val"] = _not_empty(PairSet(parts), f"data.val={given}")
         if not self.streaming:
@@ -144,17 +149,14 @@ class PreferenceDataModule(L.LightningDataModule):
     def stop_ids(self) -> list[int]:
         """Token ids at which a completion ends: where responses do, and EOS."""
         ends = {i for pairs in self.sets().values() for part in pairs.parts for i in part.manifest["ends"]}
-        return sorted(ends | {self.tokenizer.eos_token_id})  # type: ignore[type-var]
+        return sorted(ends | {self.encoder.tokenizer.eos_token_id})
 
     def train_dataloader(self) -> DataLoader:
         if self.streaming:
             stream = PairStream(
                 self.sources, self.format, self.encoder, self.batch_size, self.seed, self.shuffle, self.stop_at_bad
             )
-            stream.skip_rows = self._rows_used
-            loader: DataLoader = StreamLoader(stream, self.num_workers)
-            loader.epoch = self._epoch  # type: ignore[attr-defined]
-            return loader
+            return StreamLoader(stream, self.num_workers, self._epoch, self._rows_used)
         assert self.train_pairs is not None, "call setup() first"
         weights = [source.weight for source in self.sources]
         order = EpochSampler(self.train_pairs.sizes, weights, self.seed, self.shuffle)
@@ -184,6 +186,7 @@ class PreferenceDataModule(L.LightningDataModule):
         """Note that training has taken this batch: `state_dict` is the position after it."""
         self._batches = self._batches + 1 if epoch == self._epoch else 1
         self._epoch, self._rows_used = epoch, batch.rows_used
+        self.stream_counts.update(batch.rows_read)
 
     def state_dict(self) -> dict[str, Any]:
         """The position in the order of the data: epoch, batches taken in it, and rows of a stream."""

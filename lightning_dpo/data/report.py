@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+from transformers import PreTrainedTokenizerBase
 
 from lightning_dpo.data.sets import PairSet
 from lightning_dpo.data.tokenize import FLAGS
@@ -43,7 +44,7 @@ def data_report(data: PreferenceDataModule) -> dict[str, Any]:
     if data.train_pairs is not None:
         shared = {name: overlap(data.train_pairs, pairs) for name, pairs in data.val_sets.items()}
         report["shared_with_train"] = shared
-        report["examples"] = [marked(data, i) for i in range(min(3, len(data.train_pairs)))]
+        report["examples"] = [marked(data.tokenizer, data.train_pairs, i) for i in range(min(3, len(data.train_pairs)))]
     report["warnings"] = warnings(report)
     return report
 
@@ -176,13 +177,11 @@ def _longer_wins(pairs: PairSet) -> dict[str, float]:
     return {"longer": longer / total, "equal": equal / total, "accuracy": (longer + equal / 2) / total}
 
 
-def marked(data: PreferenceDataModule, position: int, limit: int = 300) -> dict[str, str]:
+def marked(tokenizer: PreTrainedTokenizerBase, pairs: PairSet, position: int, limit: int = 300) -> dict[str, str]:
     """One training pair decoded, trained tokens between « and »; long parts lose their middle."""
-    assert data.train_pairs is not None
-    batch = data.train_pairs.select([position])
-    decode = data.tokenizer.decode
+    batch, decode = pairs.select([position]), tokenizer.decode
     shown = {
-        "where": data.train_pairs.where(position),
+        "where": pairs.where(position),
         "prompt": _short(str(decode(batch.prompt.row(0).tolist())), limit),
     }
     for side, mask in zip(("chosen", "rejected"), batch.trained or (None, None), strict=True):

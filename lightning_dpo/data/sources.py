@@ -18,7 +18,7 @@ HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
 GZIP = b"\x1f\x8b"
 UTF16 = (b"\xff\xfe", b"\xfe\xff")
 FILE_TYPES = (".jsonl", ".json", ".ndjson", ".parquet", ".gz")
-SOURCE_KEYS = ("path", "weight", "subset", "split", "revision", "name")
+SOURCE_KEYS = ("path", "weight", "subset", "split", "revision")
 
 
 class Chunk(NamedTuple):
@@ -109,6 +109,9 @@ def _source(entry: Any, key: str, subset: str | None, split: str | None, revisio
     source = Source(str(options["path"]), float(weight), options.get("subset"), options.get("split", split))
     source = source._replace(revision=options.get("revision", revision))
     _check_path(source, key)
+    ignored = [] if source.is_hub else [name for name in ("subset", "revision") if options.get(name) is not None]
+    if ignored:
+        raise DataError(f"{key}: {ignored[0]} of {source.path} would be ignored; only a hub data set has one")
     if source.is_hub:
         return source._replace(subset=options.get("subset", subset))
     return source

@@ -44,8 +44,8 @@ class Stored:
         sides = (self._ragged(name) for name in ("prompt", "chosen", "rejected"))
         self.pairs = PairBatch(*sides, index=self.tensor("number"))
         if self.manifest["masked"]:
-            masks = (self._ragged(side, f"{side}_trained") for side in ("chosen", "rejected"))
-            self.pairs.trained = tuple(masks)  # type: ignore[assignment]
+            chosen, rejected = (self._ragged(side, f"{side}_trained") for side in ("chosen", "rejected"))
+            self.pairs.trained = chosen, rejected
         if self.manifest["key"]["weight_column"]:
             self.pairs.weight = self.tensor("weight")
         if self.manifest["key"]["margin_column"]:
@@ -156,7 +156,7 @@ class TokenStore:
 def content_key(source: Source, work: Work) -> dict[str, Any]:
     """What changes the tokens, and nothing else: content, tokenizer, template, format and budgets."""
     tokenizer = work.encoder.tokenizer
-    spelled = [tokenizer.backend_tokenizer.to_str(), str(tokenizer.chat_template), str(tokenizer.special_tokens_map)]  # type: ignore[attr-defined]
+    spelled = [tokenizer.backend_tokenizer.to_str(), str(tokenizer.chat_template), str(tokenizer.special_tokens_map)]
     return {
         "format": FORMAT,
         "source": source.content(),

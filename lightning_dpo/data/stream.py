@@ -1,7 +1,7 @@
 """Sources larger than the disk: rows are read, tokenised and batched as training goes, and nothing is kept."""
 
 import random
-from collections import Counter
+from collections import Counter, deque
 from collections.abc import Iterator, Sequence
 from itertools import chain, islice
 from typing import Any
@@ -31,8 +31,7 @@ class PairStream(IterableDataset):
     2.5 reads its source two and a half times an epoch, the half by a hash of row and epoch. `shuffle` draws from a
     buffer of BUFFER rows.
 
-    Args:
-        skip_rows: rows that an earlier run has used in this epoch: they are read again, but not tokenised.
+    The first `skip_rows`, those that an earlier run has used in this epoch, are neither tokenised nor counted again.
     """
 
     def __init__(
@@ -52,8 +51,9 @@ class PairStream(IterableDataset):
 
     def __iter__(self) -> Iterator[PairBatch]:
         """Batches; the last of an epoch may be smaller. `rows_used` on each says where the stream stands after it."""
-        rows, self.skip_rows, used = self._order(), 0, self.skip_rows
-        rows = islice(rows, used, None)
+        rows, used = self._order(), self.skip_rows
+        deque(islice(rows, used), maxlen=0)
+        self.counts = Counter()
         waiting: list[tuple[int, Encoded, Row]] = []
         while part := list(islice(rows, AT_ONCE)):
             for offset, (row, answer) in enumerate(self._encoded(part), start=used + 1):
@@ -79,7 +79,8 @@ class PairStream(IterableDataset):
     def _batch(self, waiting: list[tuple[int, Encoded, Row]]) -> PairBatch:
         batch = pair_batch([e for _, e, _ in waiting], [r for *_, r in waiting], self.format)
         batch.index = torch.tensor([offset - 1 for offset, *_ in waiting])
-        batch.rows_used = waiting[-1][0]
+        batch.rows_used, batch.rows_read = waiting[-1][0], dict(self.counts)
+        self.counts = Counter()
         return batch
 
     def _order(self) -> Iterator[tuple[str, Row | Dropped]]:
@@ -152,11 +153,12 @@ def pair_batch(encoded: Sequence[Encoded], rows: Sequence[Row], format: Format) 
 class StreamLoader(DataLoader):
     """One iteration of a stream is one epoch; Lightning has no hook that would tell a stream its epoch."""
 
-    def __init__(self, stream: PairStream, num_workers: int):
+    def __init__(self, stream: PairStream, num_workers: int, epoch: int, skip_rows: int):
         super().__init__(stream, batch_size=None, num_workers=num_workers)
-        self.epoch = 0
+        self.stream, self.epoch, self.skip_rows = stream, epoch, skip_rows
 
     def __iter__(self):
-        self.dataset.epoch = self.epoch  # type: ignore[attr-defined]  travels to a worker with the data set
-        self.epoch += 1
+        # Set here, as they travel to a worker with the data set: what a worker changes does not come back.
+        self.stream.epoch, self.stream.skip_rows = self.epoch, self.skip_rows
+        self.epoch, self.skip_rows = self.epoch + 1, 0
         return super().__iter__()

@@ -14,7 +14,7 @@
 import re
 from collections.abc import Sequence
 from functools import cached_property
-from typing import Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 from tokenizers import Tokenizer
 from transformers import PreTrainedTokenizerBase
@@ -69,7 +69,7 @@ class PairTokenizer:
         max_prompt_length: int | None = None,
         turns: Literal["last", "all"] = "last",
     ):
-        self.tokenizer = tokenizer
+        self.tokenizer: Any = tokenizer  # the base class does not declare what fast tokenizers have
         self.max_length, self.max_prompt_length, self.turns = max_length, max_prompt_length, turns
         if tokenizer.eos_token_id is None:
             raise DataError("the tokenizer has no EOS token, so a response could never end")
@@ -111,7 +111,7 @@ class PairTokenizer:
 
     def _backend(self) -> Tokenizer:
         """Without the padding and the cut that an earlier call of the tokenizer has left behind."""
-        backend: Tokenizer = self.tokenizer.backend_tokenizer  # type: ignore[attr-defined]
+        backend: Tokenizer = self.tokenizer.backend_tokenizer
         backend.no_padding()
         backend.no_truncation()
         return backend
@@ -178,7 +178,7 @@ class PairTokenizer:
     def end_id(self, row: Row) -> int:
         """The token that ends an uncut response of this row."""
         template_end = None if isinstance(row.prompt, str) else self.chat.end_of_turn.token_id
-        return self.tokenizer.eos_token_id if template_end is None else template_end  # type: ignore[return-value]
+        return self.tokenizer.eos_token_id if template_end is None else template_end
 
     @cached_property
     def bos(self) -> list[int]:

@@ -233,6 +233,10 @@ def test_all_bad_rows_are_counted_by_kind_and_the_first_is_named(read):
         (b"a,b", "rows.csv", "unknown file type '.csv'; allowed: .jsonl"),
         (b"[" + row() + b",", "rows.json", "not JSON"),
         (b"[]", "rows.json", "holds no rows"),
+        (b"[" + row() + b"\n " + row() + b"]", "rows.json", "rows.json:1: not JSON: expected a comma"),
+        (b"[" + row() + b",]", "rows.json", "not JSON"),
+        (b"[" + row() + b"] {}", "rows.json", "nothing after it"),
+        (b'[\n{"prompt": "a", "prompt": "b"}]', "rows.json", "rows.json:2: field 'prompt': the key stands twice"),
     ],
 )
 def test_a_file_that_cannot_be_read_has_its_own_message(content, name, said, tokenizer, tmp_path):

@@ -62,17 +62,26 @@ def test_a_batch_over_several_sources_holds_the_pairs_of_its_positions(mixture):
             assert data.train_pairs.where(position).endswith(f"{'a' if position < 20 else 'b'}.jsonl:{row + 1}")
 
 
+def two_epochs(loader) -> list[list]:
+    epochs = []
+    for epoch in range(2):
+        if hasattr(loader.sampler, "set_epoch"):
+            loader.sampler.set_epoch(epoch)  # as Lightning does; a stream counts its epochs itself
+        epochs.append([batch.chosen.values.tolist() for batch in loader])
+    return epochs
+
+
 @pytest.mark.parametrize("streaming", [False, True])
 @pytest.mark.parametrize("workers", [0, 1])
 def test_a_run_goes_on_with_the_batches_that_it_had_not_taken(mixture, streaming, workers):
-    whole = [batch.chosen.values.tolist() for batch in mixture(streaming=streaming, seed=5).train_dataloader()]
+    whole, following = two_epochs(mixture(streaming=streaming, seed=5).train_dataloader())
     stopped = mixture(streaming=streaming, seed=5)
     for _, batch in zip(range(3), stopped.train_dataloader(), strict=False):
         stopped.used(batch, epoch=0)
     goes_on = mixture(streaming=streaming, seed=5, num_workers=workers)
     goes_on.load_state_dict(stopped.state_dict())
-    rest = [batch.chosen.values.tolist() for batch in goes_on.train_dataloader()]
-    assert len(whole) == 8 and rest == whole[3:]
+    rest, next_epoch = two_epochs(goes_on.train_dataloader())
+    assert len(whole) == 8 and rest == whole[3:] and next_epoch == following != whole
 
 
 def test_a_later_epoch_goes_on_in_its_own_order(mixture):

@@ -56,6 +56,8 @@ def test_every_kind_of_source_gives_the_same_pairs(made, reviews, few_reviews, n
         ([], {}, "the list is empty"),
         ([{"path": "rows.parquet", "wieght": 2}], {}, "unknown wieght; a source has path, weight"),
         ([{"weight": 2}], {}, "a source needs a path"),
+        ([{"path": "rows.parquet", "subset": "en"}], {}, "subset of rows.parquet would be ignored"),
+        ([{"path": "rows.parquet", "name": "x"}], {}, "unknown name"),
         ([{"path": "rows.parquet", "weight": 0}], {}, r"weight=0 .* allowed: a number in \(0, inf\)"),
         ([{"path": "rows.parquet", "weight": "2"}], {}, "weight=2 of"),
         ("rows.parquet", {"split": "train"}, "split=train would be ignored; a file has no splits"),
@@ -67,6 +69,12 @@ def test_what_a_source_cannot_honour_is_refused(made, given, options, said, monk
     monkeypatch.chdir(made)
     with pytest.raises(DataError, match=said):
         sources(given, "data.train", **options)
+
+
+def test_a_weight_of_validation_is_refused(few_reviews, reviews):
+    data = PreferenceDataModule(reviews / "model", few_reviews, val=[{"path": str(few_reviews), "weight": 2}])
+    with pytest.raises(DataError, match="the weight of .* would be ignored; each pair counts once"):
+        data.setup()
 
 
 def test_a_saved_folder_of_splits_names_them(made, reviews):

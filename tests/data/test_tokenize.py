@@ -303,6 +303,6 @@ def test_what_is_noted_about_a_pair():
     assert notes(Row("is it:", "q", "z")) == set()
     assert notes(Row("the end", " is near", "x")) == {"merged_border"}
     assert "no_space" in notes(Row("near", "yes", "x"))
-    assert notes(Row("<s><s>x:", " yes", " no")) == {"special_token_in_text", "double_bos"}
-    assert notes(Row("it is:", " yes" * 9, " no"), max_length=12) == {"cut_chosen"}
-    assert notes(Row("it is:" * 9, " yes", " no"), max_prompt_length=6) == {"cut_prompt"}
+    assert notes(Row("<s><s>it is:", "q", "z")) == {"special_token_in_text", "double_bos"}
+    assert notes(Row("it is:", "q" * 19, "z"), max_length=12) == {"cut_chosen"}
+    assert notes(Row("it is:" * 9, "q", "z"), max_prompt_length=6) == {"cut_prompt"}

@@ -1,6 +1,7 @@
 """What travels between data, scoring and losses: ragged rows, a batch of pairs, and token log-probabilities."""
 
 from collections.abc import Iterable, Sequence
+from itertools import pairwise
 from typing import NamedTuple
 
 import torch
@@ -54,6 +55,34 @@ class Ragged:
         return Ragged(self.values.to(*args, **kwargs), self.lengths)
 
 
+class Sharing(NamedTuple):
+    """Which of some sequences, each a prompt and a response, have the same tokens.
+
+    groups: for each distinct prompt, the first rows of its distinct responses. twin: for each row, the first row with
+    the same prompt and response.
+    """
+
+    groups: list[list[int]]
+    twin: list[int]
+
+    @classmethod
+    def of(cls, prompt: Ragged, response: Ragged) -> "Sharing":
+        groups: dict[bytes, dict[bytes, int]] = {}
+        rows = enumerate(zip(_contents(prompt), _contents(response), strict=True))
+        twin = [groups.setdefault(p, {}).setdefault(r, row) for row, (p, r) in rows]
+        return cls([list(responses.values()) for responses in groups.values()], twin)
+
+    def first(self, rows: int) -> "Sharing":
+        """The same of the first rows alone."""
+        groups = [[row for row in group if row < rows] for group in self.groups]
+        return Sharing([group for group in groups if group], self.twin[:rows])
+
+
+def _contents(side: Ragged) -> list[bytes]:
+    values, ends = side.values.cpu().numpy(), side.lengths.cumsum(0).tolist()
+    return [values[start:end].tobytes() for start, end in pairwise([0, *ends])]
+
+
 class TokenLogps(NamedTuple):
     """Log-probabilities of the response tokens, in nats, end token included, prompt excluded."""
 
@@ -100,6 +129,7 @@ class PairBatch:
         """In a stream: rows of the epoch that were read when the batch was full."""
         self.rows_read: dict[str, int] = {}
         """In a stream: what became of the rows that were read since the batch before."""
+        self._sharing: Sharing | None = None
 
     def __len__(self) -> int:
         return len(self.index)
@@ -110,7 +140,18 @@ class PairBatch:
         return self._map(lambda ragged: ragged.select(rows), lambda column: column[rows], self.index[rows])
 
     def to(self, *args, **kwargs) -> "PairBatch":
-        return self._map(lambda ragged: ragged.to(*args, **kwargs), lambda c: c.to(*args, **kwargs), self.index)
+        moved = self._map(lambda ragged: ragged.to(*args, **kwargs), lambda c: c.to(*args, **kwargs), self.index)
+        moved._sharing = self._sharing
+        return moved
+
+    @property
+    def sharing(self) -> Sharing:
+        """What the chosen sequences, followed by the rejected ones, share; found once, best where the ids are on the
+        CPU."""
+        if self._sharing is None:
+            sides = [Ragged.cat([self.prompt, self.prompt]), Ragged.cat([self.chosen, self.rejected])]
+            self._sharing = Sharing.of(*sides)
+        return self._sharing
 
     def _map(self, ragged, column, index: Tensor) -> "PairBatch":
         mapped = PairBatch(

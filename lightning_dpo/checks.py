@@ -29,7 +29,7 @@ def check_first_batch(
     """
     lengths = batch.prompt.lengths + batch.chosen.lengths + batch.rejected.lengths
     pair = batch.select([int(lengths.argmin()), int(lengths.argmax())])
-    found = {"the policy's padded path": scorer.score(pair, needs).logps}
+    found = {f"the policy's {scorer.layout} path": scorer.score(pair, needs).logps}
     if reference is not None and reference.is_start:
         found["the reference"] = reference(pair)
     prompt = pair.prompt.row(0)

@@ -4,8 +4,10 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
+from lightning_dpo.attention import plain_attention
 from lightning_dpo.batch import PairBatch, Ragged
-from lightning_dpo.scoring import _captured_head_input, padded
+from lightning_dpo.head import captured_head_input
+from lightning_dpo.layout import padded
 
 
 @torch.no_grad()
@@ -39,7 +41,7 @@ def _summed_hidden(model: PreTrainedModel, batch: PairBatch) -> tuple[Tensor, Te
     """Sums of the hidden states that predict the chosen and the rejected tokens, each [pair, width]."""
     responses = Ragged.cat([batch.chosen, batch.rejected])
     layout = padded(Ragged.cat([batch.prompt, batch.prompt]), responses)
-    with _captured_head_input(model) as captured:
+    with plain_attention(model), captured_head_input(model) as captured:
         model(**layout.inputs, use_cache=False)
     trained = slice(None) if batch.trained is None else Ragged.cat(batch.trained).values.bool()
     hidden = captured[0].flatten(0, 1)[layout.predictors[trained]]

@@ -157,7 +157,13 @@ def _check_built(cfg: DictConfig, choices: dict[str, str | None]) -> None:
     import torch
     from hydra.utils import instantiate
 
+    from lightning_dpo.module import DPOModule
+
     _check_loss(cfg, instantiate(cfg.loss), choices)
+    try:
+        check_arguments(DPOModule, {"scoring": cfg.scoring}, given_later=True)
+    except ArgumentError as error:
+        raise ConfigError(f"scoring={cfg.scoring}: {error.message}") from None
     try:
         if cfg.samples.scorer is not None:
             locate(cfg.samples.scorer)

@@ -5,6 +5,8 @@ from collections.abc import Sequence
 import torch
 from transformers import GenerationConfig, PreTrainedModel
 
+from lightning_dpo.attention import plain_attention
+
 
 @torch.no_grad()
 def generate(
@@ -33,7 +35,7 @@ def generate(
     # An explicit config still inherits what it leaves open (a repetition penalty, say) from the model's own.
     model.generation_config = GenerationConfig()
     try:
-        with torch.random.fork_rng(devices=devices):
+        with plain_attention(model), torch.random.fork_rng(devices=devices):
             torch.manual_seed(seed)
             for start in range(0, len(order), batch_size):
                 rows = order[start : start + batch_size]

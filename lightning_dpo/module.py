@@ -14,15 +14,17 @@ from torch.optim import AdamW, Optimizer
 from transformers import PreTrainedModel
 
 from lightning_dpo import losses
+from lightning_dpo.attention import disable
 from lightning_dpo.batch import PairBatch
 from lightning_dpo.checks import check_first_batch
+from lightning_dpo.experts import coefficient
 from lightning_dpo.losses import Loss, PairLogps, needs_of
 from lightning_dpo.losses.plain import from_plain, to_plain
 from lightning_dpo.metrics import PairMeans, pair_metrics
 from lightning_dpo.models import from_plain_config, load_model, plain_config
 from lightning_dpo.optim import schedule
 from lightning_dpo.reference import Reference
-from lightning_dpo.scoring import Scorer, Scores
+from lightning_dpo.scoring import Scorer, Scores, Scoring
 from lightning_dpo.signatures import check_arguments
 
 ADAMW = partial(AdamW, lr=1e-6, weight_decay=0.0)
@@ -39,6 +41,7 @@ class DPOModule(L.LightningModule):
         optimizer: parameters -> optimizer.
         scheduler: (optimizer, total optimizer steps) -> schedule, stepped after each optimizer step.
         trust_remote_code: for a model given as a path.
+        scoring: how a batch is laid out for the model, see Scorer.
 
     Batches are PairBatch objects, as PreferenceDataModule makes them. An optimizer step is the mean over all its pairs,
     whatever the micro-batches, the ranks or the size of the last window.
@@ -55,6 +58,7 @@ class DPOModule(L.LightningModule):
         optimizer: Callable[..., Optimizer] = ADAMW,
         scheduler: Callable[..., Any] = schedule,
         trust_remote_code: bool = False,
+        scoring: Scoring = "auto",
     ):
         super().__init__()
         self.policy = _policy(model, trust_remote_code)
@@ -66,10 +70,10 @@ class DPOModule(L.LightningModule):
         if reference is not None:
             dtype = str(self.policy.dtype).removeprefix("torch.")
             load = partial(load_model, dtype=dtype, trust_remote_code=trust_remote_code)  # type: ignore[arg-type]
-            reference.bind(self.policy, load)
-        plain = {"model": plain_config(self.policy), "loss": to_plain(self.loss, losses)}
+            reference.bind(self.policy, load, scoring)
+        plain = {"model": plain_config(self.policy), "loss": to_plain(self.loss, losses), "scoring": scoring}
         self.save_hyperparameters({k: v for k, v in plain.items() if v is not None}, logger=False)
-        self.scorer = Scorer(self.policy)
+        self.scorer = Scorer(self.policy, scoring)
         self._means = defaultdict(PairMeans)
         self._untrained = True
         """Whether the policy still is what it was when it was given."""
@@ -88,6 +92,9 @@ class DPOModule(L.LightningModule):
         if self.reference is not None:
             self.reference.prepare(self.policy, self.trainer)
 
+    def teardown(self, stage: str) -> None:
+        disable(self.policy)
+
     def training_step(self, batch: PairBatch, batch_idx: int) -> Tensor:
         if self.trainer.global_step == 0 and batch_idx == 0:
             check_first_batch(self.scorer, self.reference if self._untrained else None, batch, self.needs)
@@ -100,18 +107,23 @@ class DPOModule(L.LightningModule):
         self._losses(batch, *{"val", names[dataloader_idx] if names else "val"})
 
     def _losses(self, batch: PairBatch, *stages: str) -> Tensor:
-        logps = self._score(batch)
+        logps, aux_loss = self._score(batch)
         result = self.loss(logps)
         if batch.weight is not None:
             if "equal_weights" in self.needs:
                 raise ValueError("this loss has one value for the whole batch, so pairs cannot be weighted")
             result = replace(result, loss=result.loss * batch.weight.to(result.loss))
+        metrics, loss = pair_metrics(logps, result, chosen_only="chosen_only" in self.needs), result.loss
+        if aux_loss is not None:
+            metrics["aux_loss"] = aux_loss.detach().expand_as(loss)
+            loss = loss + coefficient(self.policy) * aux_loss
         for stage in stages:
-            self._means[stage].update(pair_metrics(logps, result, chosen_only="chosen_only" in self.needs))
-        return result.loss
+            self._means[stage].update(metrics)
+        return loss
 
-    def _score(self, batch: PairBatch) -> PairLogps:
-        """What the loss receives. The reference runs beside the policy where the loss compares their distributions."""
+    def _score(self, batch: PairBatch) -> tuple[PairLogps, Tensor | None]:
+        """What the loss receives, and the experts' load-balancing loss. The reference runs beside the policy where the
+        loss compares their distributions."""
         if self.reference is not None and "reference_kl" in self.needs:
             scores = self.scorer.score(batch, self.needs, self.reference.scorer)
         else:
@@ -119,7 +131,7 @@ class DPOModule(L.LightningModule):
             scores = self.scorer.score(batch, self.needs)._replace(reference=reference)
         if batch.margin is not None and "target_margin" not in self.needs:
             raise ValueError("the data have margins, which this loss does not use; take them out, or choose loss=odpo")
-        return pair_logps(scores, batch.index, batch.margin)
+        return pair_logps(scores, batch.index, batch.margin), scores.aux_loss
 
     def on_before_optimizer_step(self, optimizer: Optimizer) -> None:
         self._untrained = False

@@ -18,7 +18,7 @@ from torch import nn
 from transformers import PreTrainedModel
 
 from lightning_dpo.batch import PairBatch, Ragged, TokenLogps
-from lightning_dpo.scoring import Scorer
+from lightning_dpo.scoring import Scorer, Scoring
 from lightning_dpo.store import ReferenceStore, content_key, weights_sha256
 
 CACHE_DIR = "~/.cache/lightning_dpo/reference"
@@ -39,6 +39,7 @@ class Reference(nn.Module):
     def __init__(self, path: str | None = None):
         super().__init__()
         self.path = path
+        self._scoring: Scoring = "auto"
 
     @property
     def is_start(self) -> bool:
@@ -50,7 +51,7 @@ class Reference(nn.Module):
         """Forward passes over the pairs of the data set so far."""
         raise NotImplementedError
 
-    def bind(self, policy: PreTrainedModel, load: Callable[[str], PreTrainedModel]) -> None:
+    def bind(self, policy: PreTrainedModel, load: Callable[[str], PreTrainedModel], scoring: Scoring) -> None:
         """Called once, by the module that owns both; `load` builds a model from a path as the policy was built."""
         raise NotImplementedError
 
@@ -76,10 +77,10 @@ class CopyReference(Reference):
     model: PreTrainedModel
     has_distribution = True
 
-    def bind(self, policy, load):
+    def bind(self, policy, load, scoring):
         self.model = copy.deepcopy(policy) if self.path is None else load(self.path)
         self.model.requires_grad_(False).eval()
-        self._scorer = Scorer(self.model)
+        self._scorer, self._scoring = Scorer(self.model, scoring), scoring
 
     @property
     def forwards(self) -> int:
@@ -95,7 +96,7 @@ class CopyReference(Reference):
 
     @contextmanager
     def live(self, trainer: Trainer) -> Iterator[Scorer]:
-        yield Scorer(self.model)
+        yield Scorer(self.model, self._scoring)
 
 
 class CachedReference(Reference):
@@ -119,7 +120,8 @@ class CachedReference(Reference):
     def forwards(self) -> int:
         return self._forwards
 
-    def bind(self, policy, load):
+    def bind(self, policy, load, scoring):
+        self._scoring = scoring
         source = self.path or policy.name_or_path
         self._load = partial(load, source) if source else None
 
@@ -164,7 +166,7 @@ class CachedReference(Reference):
                 f"{model.name_or_path} does not hold the weights that the cached reference values were computed with; "
                 "name the reference's folder: CachedReference(path=...)"
             )
-        yield Scorer(model)
+        yield Scorer(model, self._scoring)
 
     def _loaded(self) -> PreTrainedModel:
         if self._load is None:
@@ -176,7 +178,7 @@ class CachedReference(Reference):
 
     @torch.no_grad()
     def _compute(self, model: PreTrainedModel, name: str, pairs: PairBatch) -> TokenLogps:
-        scorer = Scorer(model)
+        scorer = Scorer(model, self._scoring)
         chosen: dict[int, torch.Tensor] = {}
         rejected: dict[int, torch.Tensor] = {}
         was_training = model.training

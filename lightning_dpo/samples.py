@@ -90,7 +90,7 @@ class SampleCallback(L.Callback):
                 stop_ids=datamodule.stop_ids,
                 seed=self.seed,
             )
-            logps = _sums(Scorer(module.policy), prompts, responses)
+            logps = _sums(module.scorer, prompts, responses)
             ref_logps: Sequence[float | None] = [None] * len(prompts)
             if module.reference is not None:
                 with module.reference.live(trainer) as scorer:

@@ -1,48 +1,66 @@
 """model + PairBatch -> TokenLogps: the only place with the shift by one, the mask and the head."""
 
-from collections.abc import Callable, Collection, Iterator
-from contextlib import contextmanager
-from typing import NamedTuple
+import logging
+from collections.abc import Collection
+from typing import Literal, NamedTuple
 
 import torch
 from torch import Tensor
-from torch.utils.checkpoint import checkpoint
 from transformers import PreTrainedModel
 
-from lightning_dpo.batch import PairBatch, Ragged, TokenLogps
+from lightning_dpo.attention import packed_attention, plain_attention
+from lightning_dpo.batch import PairBatch, Ragged, Sharing, TokenLogps
+from lightning_dpo.errors import ConfigError
+from lightning_dpo.experts import balance
+from lightning_dpo.head import Head, States, captured_head_input, find_head, in_chunks
+from lightning_dpo.layout import Layout, padded_groups, ranges, shared_prefix
+from lightning_dpo.soundness import canary, objection
 
-CHUNK_LOGITS = 2**24
-"""Logits held at once (64 MiB in float32): a chunk is this many divided by the vocabulary, in tokens."""
+log = logging.getLogger(__name__)
+
+Scoring = Literal["auto", "shared_prefix", "padded"]
 
 
 class Scores(NamedTuple):
     """Log-probabilities of a batch, and what the loss asked for besides; each value sums to that of its response.
 
     `collision` is log Σ_k π(k)² and `kl` is KL(π_ref || π) at each response position, over the whole vocabulary.
+    `aux_loss` is the load-balancing loss of a mixture of experts, a scalar; None where the model has none.
     """
 
     logps: TokenLogps
     collision: TokenLogps | None = None
     kl: TokenLogps | None = None
     reference: TokenLogps | None = None
+    aux_loss: Tensor | None = None
 
 
 class Scorer:
     """Scores response tokens with a causal language model.
 
     The head runs on response positions only, in chunks that the backward pass computes again, so that the
-    [tokens, vocabulary] logits never exist at once. A model that changes its logits after the head (soft-capping,
-    scaling) goes through its own forward instead. Values are float32 (float64 for a float64 model).
+    [tokens, vocabulary] logits never exist at once. Values are float32 (float64 for a float64 model).
 
-    Errors: ValueError for a pair without a prompt token, whose first response token nothing predicts.
+    Args:
+        scoring: how a batch is laid out. `padded` works for every model. `shared_prefix` computes each distinct prompt
+            and response once, in one packed row, where that gives the model's own numbers; `auto` takes it there.
+        chunk_logits: logits held at once.
+
+    Errors: ConfigError for `shared_prefix` where it is unsound; ValueError for a pair without a prompt token, as
+    nothing predicts its first response token.
     """
 
-    def __init__(self, model: PreTrainedModel, chunk_logits: int = CHUNK_LOGITS):
+    def __init__(self, model: PreTrainedModel, scoring: Scoring = "auto", chunk_logits: int | None = None):
         self.model = model
         self.chunk_logits = chunk_logits
-        self._plain_head: bool | None = None
+        self.scoring = scoring
+        self.objection = None if scoring == "padded" else objection(model)
+        """Why a batch is padded, with `auto`."""
+        self._refuse()
+        self._tried = False
+        self._head: Head | None = None
         self.forwards = 0
-        """Forward passes of the model so far."""
+        """Batches scored so far."""
 
     def __call__(self, batch: PairBatch) -> TokenLogps:
         """Log-probabilities of every trained token of the chosen and rejected responses, in nats."""
@@ -54,165 +72,110 @@ class Scorer:
         With "chosen_only" the rejected side is not scored: its rows are empty.
         """
         only = slice(1 if "chosen_only" in needs else 2)
-        prompt, response = (
-            Ragged.cat([batch.prompt, batch.prompt][only]),
-            Ragged.cat([batch.chosen, batch.rejected][only]),
-        )
-        trained = batch.trained and Ragged.cat(batch.trained[only]).values.bool()
-        targets = response.values if trained is None else response.values[trained]
-        states = [self._states(prompt, response, trained=trained)]
+        prompt = Ragged.cat([batch.prompt, batch.prompt][only])
+        response = Ragged.cat([batch.chosen, batch.rejected][only])
+        shared = batch.sharing.first(len(response))
+        tokens, back = _distinct_tokens(response, shared, batch.trained and Ragged.cat(batch.trained[only]).values)
+        states, aux_loss = self._states(prompt, response, shared, tokens)
+        models = [states]
         if reference is not None and "reference_kl" in needs:
             with torch.no_grad():
-                states.append(reference._states(prompt, response, trained=trained))
-        rows = self._in_chunks(states, targets, collision="collision" in needs)
+                models.append(reference._states(prompt, response, shared, tokens)[0])
+        targets = response.values if tokens is None else response.values[tokens.to(response.values.device)]
+        rows = in_chunks(models, targets, self.chunk_logits, collision="collision" in needs)
+        rows = rows if back is None else {name: row[back] for name, row in rows.items()}
         chosen, rejected = batch.trained_lengths()
         rejected = torch.zeros_like(rejected) if "chosen_only" in needs else rejected
         split = int(chosen.sum())
         sides = {n: TokenLogps(Ragged(row[:split], chosen), Ragged(row[split:], rejected)) for n, row in rows.items()}
-        return Scores(**sides)
+        return Scores(**sides, aux_loss=aux_loss)
 
-    def responses(self, prompt: Ragged, response: Ragged, padding_side: str = "right") -> Tensor:
+    def responses(self, prompt: Ragged, response: Ragged) -> Tensor:
         """Log-probability of each response token given all before it, end to end, shape [sum of response lengths]."""
-        return self._in_chunks([self._states(prompt, response, padding_side)], response.values)["logps"]
+        states, _ = self._states(prompt, response, Sharing.of(prompt, response))
+        return in_chunks([states], response.values, self.chunk_logits)["logps"]
+
+    @property
+    def layout(self) -> Literal["shared_prefix", "padded"]:
+        """How batches are laid out, as far as is known: the canary runs with the first batch."""
+        return "padded" if self.scoring == "padded" or self.objection else "shared_prefix"
 
     def _states(
-        self, prompt: Ragged, response: Ragged, padding_side: str = "right", trained: Tensor | None = None
-    ) -> "States":
-        """One forward pass; `trained` (bool) are the response tokens to score, None: all."""
-        layout = padded(prompt, response, padding_side)
-        predictors = layout.predictors if trained is None else layout.predictors[trained]
+        self, prompt: Ragged, response: Ragged, shared: Sharing, tokens: Tensor | None = None
+    ) -> tuple[States, Tensor | None]:
+        """What predicts the response tokens of these numbers (ascending; None: all), and the experts' loss."""
+        if (prompt.lengths == 0).any():
+            raise ValueError("a pair has no prompt token, so nothing predicts its first response token")
+        if not self._tried:
+            self._prepare()
         self.forwards += 1
-        if self._plain_head is None:
-            self._plain_head = has_plain_head(self.model)
-        if not self._plain_head:
-            width = layout.inputs["input_ids"].shape[1]
-            columns, inverse = (predictors % width).unique(return_inverse=True)
-            logits = self.model(**layout.inputs, use_cache=False, logits_to_keep=columns).logits
-            return States(torch.nn.Identity(), logits[predictors // width, inverse])
-        with _captured_head_input(self.model) as captured:
-            self.model(**layout.inputs, use_cache=False)
-        return States(_head(self.model), captured[0].flatten(0, 1)[predictors])
+        if self.layout == "shared_prefix":
+            # A backward pass may compute layers again, so what enables it for training leaves it on.
+            with packed_attention(self.model, stay=torch.is_grad_enabled()):
+                return self._forward([shared_prefix(prompt, response, shared)], tokens)
+        with plain_attention(self.model):
+            return self._forward(padded_groups(prompt, response), tokens)
 
-    def _in_chunks(self, models: "list[States]", targets: Tensor, collision: bool = False) -> dict[str, Tensor]:
-        """`models` is the policy's states and, for the KL divergence, the reference's."""
-        names = ["logps", *(["collision"] if collision else []), *(["kl", "reference"] if len(models) > 1 else [])]
-        chunk = max(1, self.chunk_logits // self.model.config.get_text_config().vocab_size)
-        heads = [model.head for model in models]
-        if len(targets) <= chunk:
-            measured = _measure(heads, targets, collision, *(model.rows for model in models))
-        else:
-            pieces = zip(targets.split(chunk), *(model.rows.split(chunk) for model in models), strict=True)
-            parts = [checkpoint(_measure, heads, t, collision, *rows, use_reentrant=False) for t, *rows in pieces]
-            measured = torch.cat(parts, dim=1)  # type: ignore[arg-type]
-        return dict(zip(names, measured, strict=True))
+    def _prepare(self) -> None:
+        self._tried = True
+        if self.layout == "shared_prefix":
+            self.objection = canary(self.model)
+            self._refuse()
+            if self.objection:
+                log.warning("scoring=auto pads batches, packed rows would be wrong here: %s", self.objection)
+        self._head = find_head(self.model)
+
+    def _refuse(self) -> None:
+        if self.scoring == "shared_prefix" and self.objection:
+            raise ConfigError(f"scoring=shared_prefix is unsound here: {self.objection}; type scoring=auto or padded")
+
+    def _forward(self, layouts: list[Layout], tokens: Tensor | None) -> tuple[States, Tensor | None]:
+        parts, order, routed = [], [], []
+        for layout in layouts:
+            predictors, numbers = _wanted(layout, tokens)
+            if self._head is None:
+                outputs, rows = self._logits(layout, predictors)
+            else:
+                with captured_head_input(self.model) as captured:
+                    outputs = self.model(**layout.inputs, use_cache=False)
+                rows = captured[0].flatten(0, 1)[predictors]
+            parts.append(rows)
+            order.append(numbers)
+            routed.append((getattr(outputs, "router_logits", None), layout.members))
+        rows = parts[0] if len(parts) == 1 else torch.cat(parts)[torch.cat(order).argsort()]
+        return States(self._head or Head(torch.nn.Identity()), rows), balance(self.model, routed)
+
+    def _logits(self, layout: Layout, predictors: Tensor) -> tuple[object, Tensor]:
+        """Logits by the model's own forward, for a head that nothing here can reproduce."""
+        width = layout.inputs["input_ids"].shape[1]
+        columns, inverse = (predictors % width).unique(return_inverse=True)
+        outputs = self.model(**layout.inputs, use_cache=False, logits_to_keep=columns)
+        return outputs, outputs.logits[predictors // width, inverse]
 
 
-class States(NamedTuple):
-    """What predicts each response token, shape [response token, width], and the head that makes logits of it."""
-
-    head: Callable[[Tensor], Tensor]
-    rows: Tensor
-
-
-class Layout(NamedTuple):
-    """`inputs` for the model, and the flat position [row x column] that predicts each response token."""
-
-    inputs: dict[str, Tensor]
-    predictors: Tensor
+def _distinct_tokens(response: Ragged, shared: Sharing, trained: Tensor | None) -> tuple[Tensor | None, Tensor | None]:
+    """Numbers of the response tokens to score, each token of equal sequences once, and for each trained token which of
+    them it is; (None, None) where that is all of them, in order."""
+    twin = torch.tensor(shared.twin)
+    if trained is None and torch.equal(twin, torch.arange(len(twin))):
+        return None, None
+    first = response.lengths.cumsum(0) - response.lengths
+    numbers = ranges(first[twin], response.lengths)
+    return (numbers if trained is None else numbers[trained.cpu().bool()]).unique(return_inverse=True)
 
 
-def padded(prompt: Ragged, response: Ragged, side: str = "right") -> Layout:
-    """One padded row per sequence. Masks come from lengths, so a pad token that equals the end token hides nothing."""
-    device = prompt.values.device
-    if (prompt.lengths == 0).any():
-        raise ValueError("a pair has no prompt token, so nothing predicts its first response token")
-    lengths = prompt.lengths + response.lengths
-    column = torch.arange(int(lengths.max()))
-    start = (lengths.max() - lengths if side == "left" else torch.zeros_like(lengths))[:, None]
-    position = column - start
-    inside = (position >= 0) & (position < lengths[:, None])
-    predicts = (position >= prompt.lengths[:, None] - 1) & (position < lengths[:, None] - 1)
-
-    input_ids = torch.zeros(inside.shape, dtype=torch.long, device=device)
-    ends = [piece for pair in zip(prompt.rows(), response.rows(), strict=True) for piece in pair]
-    input_ids[inside.to(device)] = torch.cat(ends).long()
-    inputs = {
-        "input_ids": input_ids,
-        "attention_mask": inside.long().to(device),
-        "position_ids": position.clamp(min=0).to(device),
-    }
-    return Layout(inputs, predicts.flatten().nonzero()[:, 0].to(device))
+def _wanted(layout: Layout, tokens: Tensor | None) -> tuple[Tensor, Tensor]:
+    """The predictors of those tokens that are in this layout, and the numbers of the tokens, on the CPU."""
+    own = torch.arange(len(layout.predictors)) if layout.tokens is None else layout.tokens
+    if tokens is None:
+        return layout.predictors, own
+    inside = torch.isin(own, tokens, assume_unique=True)
+    return layout.predictors[inside.to(layout.predictors.device)], own[inside]
 
 
 def full_logits_logps(model: PreTrainedModel, prompt: Tensor, response: Tensor) -> Tensor:
     """The plainest path there is: one unpadded sequence, all logits, log-softmax. An oracle for checks."""
     ids = torch.cat([prompt, response]).long()
-    logps = model(input_ids=ids[None], use_cache=False).logits[0].double().log_softmax(-1)
+    with plain_attention(model):
+        logps = model(input_ids=ids[None], use_cache=False).logits[0].double().log_softmax(-1)
     return torch.stack([logps[i - 1, ids[i]] for i in range(len(prompt), len(ids))])
-
-
-def has_plain_head(model: PreTrainedModel) -> bool:
-    """Whether the model's logits are its head's output untouched, bit for bit, measured on a few tokens."""
-    # Several: the embedding of a pad token may be zero, and zero logits look untouched under any scaling.
-    ids = torch.arange(min(8, model.config.get_text_config().vocab_size), device=model.device)[None]
-    outputs: list = []
-    handle = _head(model).register_forward_hook(lambda _m, _a, output: outputs.append(output))
-    try:
-        with torch.no_grad():
-            logits = model(input_ids=ids).logits
-    finally:
-        handle.remove()
-    return len(outputs) == 1 and torch.equal(outputs[0].float(), logits.float())
-
-
-@contextmanager
-def _captured_head_input(model: PreTrainedModel) -> Iterator[list[Tensor]]:
-    """Run the model's own forward, but hand its head no rows: any architecture's last hidden states, no logits."""
-    captured: list[Tensor] = []
-
-    def keep(_module, args):
-        captured.append(args[0])
-        return (args[0][:, :0],)
-
-    handle = _head(model).register_forward_pre_hook(keep)
-    try:
-        yield captured
-    finally:
-        handle.remove()
-
-
-def _head(model: PreTrainedModel) -> torch.nn.Module:
-    head = model.get_output_embeddings()
-    if head is None:
-        raise ValueError(f"{type(model).__name__} has no language-model head; a causal language model is needed")
-    return head
-
-
-def _measure(heads: list[Callable], targets: Tensor, collision: bool, rows: Tensor, *ref_rows: Tensor) -> Tensor:
-    """Shape [measure, token]: log-probabilities, and with them the collision term, the KL and the reference's."""
-    logits = _exact(heads[0](rows))
-    normaliser = logits.logsumexp(-1)
-    measured = [_pick(logits, targets) - normaliser]
-    if collision:
-        measured.append((2 * logits).logsumexp(-1) - 2 * normaliser)
-    for ref in ref_rows:
-        with torch.no_grad():
-            ref_logits = _exact(heads[1](ref))
-            # not log_softmax, which rounds otherwise: the KL of equal models is exactly 0
-            ref_logp = ref_logits - ref_logits.logsumexp(-1, keepdim=True)
-        if ref_logp.shape != logits.shape:
-            raise ValueError(f"policy and reference differ in vocabulary: {logits.shape[-1]} and {ref_logp.shape[-1]}")
-        share = ref_logp.exp()
-        # a token that both exclude with a logit of -inf has no difference
-        difference = (ref_logp - (logits - normaliser[:, None])).masked_fill(share == 0, 0.0)
-        measured += [(share * difference).sum(-1), _pick(ref_logp, targets)]
-    return torch.stack(measured)
-
-
-def _exact(logits: Tensor) -> Tensor:
-    # Half precision keeps 8 bits of a log-probability: the normaliser and the difference need float32.
-    return logits.to(torch.promote_types(logits.dtype, torch.float32))
-
-
-def _pick(rows: Tensor, targets: Tensor) -> Tensor:
-    return rows.gather(-1, targets.long()[:, None])[:, 0]

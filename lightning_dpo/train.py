@@ -92,6 +92,7 @@ def train(cfg: DictConfig, choices: dict[str, str | None], overrides: list[str])
         optimizer=instantiate(cfg.optimizer),
         scheduler=instantiate(cfg.scheduler),
         trust_remote_code=cfg.model.trust_remote_code,
+        scoring=cfg.scoring,
     )
     scorer = cfg.samples.scorer and config.locate(cfg.samples.scorer)
     samples = instantiate(cfg.samples, scorer=scorer, output_dir=folder.path)

@@ -5,14 +5,14 @@ import torch
 
 from lightning_dpo import CopyReference, scoring
 from lightning_dpo.checks import check_first_batch
-from lightning_dpo.scoring import Layout, Scorer
+from lightning_dpo.scoring import Scorer
 from tests.conftest import gpt2, llama, random_pairs
 
 
-def check(model, batch=None):
+def check(model, batch=None, scoring_="auto"):
     reference = CopyReference()
-    reference.bind(model, load=None)
-    check_first_batch(Scorer(model), reference, batch or random_pairs())
+    reference.bind(model, load=None, scoring=scoring_)
+    check_first_batch(Scorer(model, scoring_), reference, batch or random_pairs())
 
 
 def test_right_numbers_pass(model):
@@ -25,22 +25,34 @@ def test_right_numbers_pass_in_bfloat16():
         check(llama())
 
 
-@pytest.mark.parametrize("planted", ["shift by one", "prompt scored", "end not scored"])
-def test_a_wrong_choice_of_positions_stops_the_run(monkeypatch, planted):
-    right = scoring.padded
+LAYOUTS = {"padded": "padded_groups", "shared_prefix": "shared_prefix"}
 
-    def wrong(prompt, response, side="right"):
-        layout = right(prompt, response, side)
-        if planted == "shift by one":
-            return Layout(layout.inputs, layout.predictors - 1)
-        predictors = layout.predictors.clone()
-        # a whole response moved one token left (the prompt's last scored, the end not), or its last token repeated
-        predictors[1:] = layout.predictors[:-1]
-        return Layout(layout.inputs, predictors if planted == "prompt scored" else predictors.roll(-1).sort().values)
 
-    monkeypatch.setattr(scoring, "padded", wrong)
-    with pytest.raises(RuntimeError, match="first-batch check: the policy's padded path"):
-        check(llama())
+def spoil(monkeypatch, scoring_: str, change) -> None:
+    """`change` takes a layout and returns the one that is used in its place."""
+    right = getattr(scoring, LAYOUTS[scoring_])
+
+    def wrong(*arguments):
+        layouts = right(*arguments)
+        return [change(layout) for layout in layouts] if isinstance(layouts, list) else change(layouts)
+
+    monkeypatch.setattr(scoring, LAYOUTS[scoring_], wrong)
+
+
+def shift_by_one(predictors):
+    return predictors - 1
+
+
+def score_the_prompt_and_not_the_end(predictors):
+    return torch.cat([predictors[:1], predictors[:-1]])
+
+
+@pytest.mark.parametrize("scoring_", LAYOUTS)
+@pytest.mark.parametrize("plant", [shift_by_one, score_the_prompt_and_not_the_end])
+def test_a_wrong_choice_of_positions_stops_the_run(monkeypatch, plant, scoring_):
+    spoil(monkeypatch, scoring_, lambda layout: layout._replace(predictors=plant(layout.predictors)))
+    with pytest.raises(RuntimeError, match="first-batch check: the policy's"):
+        check(llama(), scoring_=scoring_)
 
 
 def hide_prompt(inputs):
@@ -51,18 +63,27 @@ def shift_positions(inputs):
     inputs["position_ids"] += 1
 
 
-@pytest.mark.parametrize(("family", "plant"), [(llama, hide_prompt), (gpt2, shift_positions)])
-def test_a_wrong_mask_or_wrong_positions_stop_the_run(monkeypatch, family, plant):
-    right = scoring.padded
+def do_not_restart_positions(inputs):
+    inputs["position_ids"] = torch.arange(inputs["position_ids"].shape[1])[None]
 
-    def wrong(prompt, response, side="right"):
-        layout = right(prompt, response, side)
+
+@pytest.mark.parametrize(
+    ("family", "plant", "scoring_"),
+    [
+        (llama, hide_prompt, "padded"),
+        (gpt2, shift_positions, "padded"),
+        (gpt2, shift_positions, "shared_prefix"),
+        (gpt2, do_not_restart_positions, "shared_prefix"),
+    ],
+)
+def test_a_wrong_mask_or_wrong_positions_stop_the_run(monkeypatch, family, plant, scoring_):
+    def planted(layout):
         plant(layout.inputs)
         return layout
 
-    monkeypatch.setattr(scoring, "padded", wrong)
+    spoil(monkeypatch, scoring_, planted)
     with pytest.raises(RuntimeError, match="first-batch check"):
-        check(family())
+        check(family(), scoring_=scoring_)
 
 
 def test_cached_values_of_other_rows_stop_the_run():

@@ -55,7 +55,7 @@ def test_the_cached_numbers_are_those_of_a_frozen_copy(make, reviews):
     prepare(module, data)
     batch = data.train_pairs.select([7, 3, 40])
     copy = CopyReference()
-    copy.bind(module.policy, load=None)
+    copy.bind(module.policy, load=None, scoring="auto")
     for cached, live in zip(module.reference(batch), copy(batch), strict=True):
         torch.testing.assert_close(cached.values, live.values, atol=1e-5, rtol=0)
 

@@ -2,10 +2,14 @@
 
 import pytest
 import torch
+from peft import LoraConfig, get_peft_model
 from transformers import Gemma2Config, Gemma2ForCausalLM
 
+from lightning_dpo.attention import plain_attention
 from lightning_dpo.batch import Ragged
-from lightning_dpo.scoring import Scorer, has_plain_head
+from lightning_dpo.head import Head, States, find_head, in_chunks
+from lightning_dpo.layout import padded
+from lightning_dpo.scoring import Scorer
 from tests.conftest import llama, random_pairs
 
 
@@ -13,7 +17,7 @@ def oracle(model, prompt: list[int], response: list[int]) -> list[float]:
     """A slow loop: one forward pass per token, softmax in float64."""
     logps, ids = [], list(prompt)
     for token in response:
-        with torch.no_grad():
+        with torch.no_grad(), plain_attention(model):
             logits = model(torch.tensor([ids])).logits[0, -1].double()
         logps.append((logits[token] - logits.exp().sum().log()).item())
         ids.append(token)
@@ -39,10 +43,13 @@ def test_a_pair_scores_the_same_alone_as_in_any_batch(model):
 
 
 def test_left_padding_scores_the_same(model):
-    batch, scorer = random_pairs(), Scorer(model)
-    right = scorer.responses(batch.prompt, batch.chosen)
-    left = scorer.responses(batch.prompt, batch.chosen, padding_side="left")
-    torch.testing.assert_close(right, left, atol=5e-5, rtol=0)
+    batch = random_pairs()
+    states = []
+    for side in ("right", "left"):
+        layout = padded(batch.prompt, batch.chosen, side)
+        hidden = model(**layout.inputs, output_hidden_states=True).hidden_states[-1]
+        states.append(hidden.flatten(0, 1)[layout.predictors])
+    torch.testing.assert_close(*states, atol=5e-5, rtol=0)
 
 
 def test_chunks_change_neither_values_nor_gradients():
@@ -61,11 +68,57 @@ def test_the_head_never_sees_more_rows_than_a_chunk():
     batch, model = random_pairs(), llama()
     rows = []
     model.lm_head.register_forward_hook(lambda _m, args, _o: rows.append(args[0].numel() // 32))
-    Scorer(model, chunk_logits=3 * model.config.vocab_size)(batch)
-    assert max(rows[1:]) == 3  # the first call measures whether the head is plain
+    scorer = Scorer(model, chunk_logits=3 * model.config.vocab_size)
+    scorer(batch)  # measures first what the head does
+    rows.clear()
+    scorer(batch)
+    assert max(rows) == 3
 
 
-def test_a_model_that_caps_its_logits_goes_through_its_own_forward():
+def test_the_written_out_gradient_is_the_one_of_log_softmax():
+    """Of rows, weight and bias, in float64, with chunks that do not divide the rows."""
+    layer = torch.nn.Linear(5, 7, dtype=torch.float64)
+    rows, targets = torch.randn(8, 5, dtype=torch.float64, requires_grad=True), torch.arange(8) % 7
+    states = States(Head(layer, layer), rows)
+    inputs = (rows, layer.weight, layer.bias)
+
+    def logps(*_):
+        return in_chunks([states], targets, chunk_logits=3 * 7)["logps"]
+
+    plain = layer(rows).log_softmax(-1)[torch.arange(8), targets]
+    torch.testing.assert_close(logps(), plain, rtol=1e-12, atol=0)
+    weights = torch.randn(8, dtype=torch.float64)
+    found, expected = (torch.autograd.grad((out * weights).sum(), inputs) for out in (logps(), plain))
+    for mine, theirs in zip(found, expected, strict=True):
+        torch.testing.assert_close(mine, theirs, rtol=1e-11, atol=1e-13)
+
+
+def test_under_autocast_the_heads_gradient_is_summed_in_float32():
+    layer, targets = torch.nn.Linear(16, 64, bias=False), torch.arange(60)
+    rows, gradients = torch.randn(60, 16), []
+    for chunk in (60, 1):
+        layer.weight.grad = None
+        with torch.autocast("cpu", torch.bfloat16):
+            in_chunks([States(Head(layer, layer), rows)], targets, chunk_logits=chunk * 64)["logps"].sum().backward()
+        gradients.append(layer.weight.grad)
+    whole, single = gradients
+    assert (whole - single).norm() < 1e-3 * whole.norm()
+
+
+@pytest.mark.parametrize("tied", [True, False])
+def test_an_adapter_on_the_head_is_part_of_the_logits(tied):
+    model = llama(tie_word_embeddings=tied)
+    adapted = get_peft_model(model, LoraConfig(target_modules=["q_proj", "lm_head"], init_lora_weights=False)).eval()
+    batch = random_pairs(3)
+    scored = Scorer(adapted, chunk_logits=5 * 61)(batch)
+    expected = oracle(adapted, batch.prompt.row(1).tolist(), batch.chosen.row(1).tolist())
+    assert scored.chosen.row(1).tolist() == pytest.approx(expected, abs=1e-5)
+    with adapted.disable_adapter():
+        without = oracle(adapted, batch.prompt.row(1).tolist(), batch.chosen.row(1).tolist())
+    assert without != pytest.approx(expected, abs=1e-3)
+
+
+def test_a_model_that_caps_its_logits_is_scored_in_chunks_of_capped_logits():
     torch.manual_seed(0)
     model = Gemma2ForCausalLM(
         Gemma2Config(
@@ -73,11 +126,28 @@ def test_a_model_that_caps_its_logits_goes_through_its_own_forward():
             num_key_value_heads=2, head_dim=8, final_logit_softcapping=0.5,
         )
     ).eval()  # fmt: skip
-    assert not has_plain_head(model) and has_plain_head(llama())
+    assert find_head(model).linear is None and find_head(llama()).linear is not None
     batch = random_pairs(3)
-    scored = Scorer(model)(batch)
+    scored = Scorer(model, chunk_logits=3 * 61)(batch)
     expected = oracle(model, batch.prompt.row(1).tolist(), batch.chosen.row(1).tolist())
     assert scored.chosen.row(1).tolist() == pytest.approx(expected, abs=1e-5)
+
+
+def test_logits_that_nothing_here_can_make_come_from_the_models_own_forward():
+    model = llama()
+    own = model.forward
+
+    def shifted(*args, **kwargs):
+        outputs = own(*args, **kwargs)
+        outputs.logits = outputs.logits + torch.linspace(0, 1, 61)
+        return outputs
+
+    model.forward = shifted
+    assert find_head(model) is None
+    batch = random_pairs(3)
+    expected = oracle(model, batch.prompt.row(1).tolist(), batch.chosen.row(1).tolist())
+    for scoring in ("padded", "shared_prefix"):
+        assert Scorer(model, scoring)(batch).chosen.row(1).tolist() == pytest.approx(expected, abs=1e-5)
 
 
 def test_log_probabilities_are_float32_for_a_bfloat16_model_and_float64_for_a_float64_one():

@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from lightning_dpo import CachedReference, CopyReference, DPOModule, losses
+from lightning_dpo.attention import plain_attention
 from lightning_dpo.scoring import Scorer, full_logits_logps
 from tests.conftest import llama, random_pairs
 from tests.test_module import SGD, Rows, loader, perturbed, trainer
@@ -14,7 +15,9 @@ from tests.test_module import SGD, Rows, loader, perturbed, trainer
 def logits_before(model, prompt: torch.Tensor, response: torch.Tensor) -> torch.Tensor:
     """log-softmax at the positions that predict the response, [token, vocabulary], from the plainest forward."""
     ids = torch.cat([prompt, response])
-    return model(input_ids=ids[None]).logits[0, len(prompt) - 1 : len(ids) - 1].double().log_softmax(-1)
+    with plain_attention(model):
+        logits = model(input_ids=ids[None]).logits
+    return logits[0, len(prompt) - 1 : len(ids) - 1].double().log_softmax(-1)
 
 
 @pytest.mark.parametrize("tokens_at_once", [3, 1000])
@@ -69,7 +72,7 @@ def test_tdpo_refuses_a_cached_reference(tmp_path):
 def test_wpo_weighs_by_the_policys_own_probability():
     run, batch = perturbed(DPOModule(llama(), partial(losses.wpo, beta=0.1), CopyReference())), random_pairs()
     run._losses(batch, "val")
-    found = losses.wpo(run._score(batch), beta=0.1).loss / losses.dpo(run._score(batch), beta=0.1).loss
+    found = losses.wpo(run._score(batch)[0], beta=0.1).loss / losses.dpo(run._score(batch)[0], beta=0.1).loss
     weight = torch.zeros(len(batch), dtype=torch.float64)
     for i in range(len(batch)):
         for side in ("chosen", "rejected"):
@@ -81,13 +84,13 @@ def test_wpo_weighs_by_the_policys_own_probability():
 
 def test_sft_alone_scores_no_rejected_token_and_logs_none():
     rows, run, batch = Rows(), DPOModule(llama(), losses.sft, optimizer=SGD), random_pairs()
-    longest = []
+    seen = []
     run.policy.register_forward_pre_hook(
-        lambda _m, _a, inputs: longest.append(inputs["input_ids"].shape[0]), with_kwargs=True
+        lambda _m, _a, inputs: seen.append(inputs["input_ids"].numel()), with_kwargs=True
     )
     fit = trainer(logger=rows, log_every_n_steps=1)
     fit.fit(run, loader(batch, 6), loader(batch, 6))
-    assert max(longest) == 6  # rows of a forward: one for each pair, not two
+    assert max(seen) == len(batch.prompt.values) + len(batch.chosen.values)  # tokens of a forward
     names = {name for _, row in rows.rows for name in row}
     assert {"train/loss", "val/logps/chosen"} <= names and not any("rejected" in n or "margin" in n for n in names)
 
@@ -95,7 +98,7 @@ def test_sft_alone_scores_no_rejected_token_and_logs_none():
 def test_a_term_of_a_sum_gets_both_sides():
     mix = losses.Mix({"dpo": partial(losses.dpo, beta=0.1), "sft": losses.sft}, {"dpo": 1.0, "sft": 1.0})
     run = perturbed(DPOModule(llama(), mix, CopyReference()))
-    assert len(run._score(random_pairs()).tokens.rejected.values) == len(random_pairs().rejected.values)
+    assert len(run._score(random_pairs())[0].tokens.rejected.values) == len(random_pairs().rejected.values)
 
 
 @pytest.mark.parametrize(

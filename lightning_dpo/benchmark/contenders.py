@@ -1,0 +1,132 @@
+"""One training step in each way that is compared: the layouts of this package, and the algorithm of TRL's DPOTrainer.
+
+Each contender owns a model and an optimizer, and takes the same batches.
+"""
+
+from collections.abc import Callable
+from contextlib import nullcontext
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from torch import Tensor
+from torch.nn.utils import clip_grad_norm_
+from torch.nn.utils.rnn import pad_sequence
+from transformers import PreTrainedModel
+
+from lightning_dpo import losses
+from lightning_dpo.batch import PairBatch, TokenLogps
+from lightning_dpo.head import States, find_head, in_chunks
+from lightning_dpo.losses import PairLogps
+from lightning_dpo.scoring import Scorer, Scoring
+
+BETA = 0.1
+
+
+@dataclass(frozen=True)
+class Options:
+    """What the contenders share."""
+
+    lr: float = 1e-6
+    autocast: bool = False
+    checkpointing: bool = False
+    compile: bool = False
+
+
+class Contender:
+    """A model, its optimizer, and `step(batch)`: forward, backward, clip, update; returns the loss.
+
+    Args:
+        build: makes the policy; called again for a live reference.
+        live: whether the reference runs in each step; otherwise `prepare` computes its numbers once.
+    """
+
+    def __init__(self, build: Callable[[], PreTrainedModel], options: Options, live: bool):
+        self.model, self.options, self.live = build(), options, live
+        if options.checkpointing:
+            self.model.activation_checkpointing_enable({"use_reentrant": False})  # type: ignore[operator]
+        if options.compile:
+            self.model.compile(dynamic=True)
+        self.reference = build().requires_grad_(False) if live else None
+        self.optimizer = torch.optim.AdamW(self.model.parameters(), lr=options.lr, weight_decay=0.0, fused=True)
+        self.cached: dict[int, TokenLogps] = {}
+
+    def logps(self, model: PreTrainedModel, batch: PairBatch) -> tuple[Tensor, Tensor]:
+        """Summed log-probabilities of the chosen and of the rejected responses, each [pair]."""
+        raise NotImplementedError
+
+    def prepare(self, batches: list[PairBatch]) -> None:
+        if not self.live:
+            with torch.no_grad(), self._precision():
+                self.cached = {id(batch): self.logps(self.model, batch) for batch in batches}  # type: ignore[misc]
+
+    def step(self, batch: PairBatch) -> Tensor:
+        with self._precision():
+            if self.reference is not None:
+                with torch.no_grad():
+                    reference = self.logps(self.reference, batch)
+            else:
+                reference = self.cached[id(batch)]
+            chosen, rejected = self.logps(self.model, batch)
+            lengths = [side.lengths.to(chosen.device) for side in (batch.chosen, batch.rejected)]
+            loss = losses.dpo(PairLogps(chosen, rejected, *lengths, *reference), beta=BETA).loss.mean()  # type: ignore[arg-type]
+        loss.backward()
+        clip_grad_norm_(self.model.parameters(), 1.0)
+        self.optimizer.step()
+        self.optimizer.zero_grad()
+        return loss.detach()
+
+    def _precision(self):
+        device = self.model.device.type
+        return torch.autocast(device, torch.bfloat16) if self.options.autocast else nullcontext()
+
+
+class Ours(Contender):
+    def __init__(self, build, options: Options, live: bool, scoring: Scoring):
+        super().__init__(build, options, live)
+        self.scorers = {id(m): Scorer(m, scoring) for m in (self.model, self.reference) if m is not None}
+
+    def logps(self, model, batch):
+        scored = self.scorers[id(model)](batch)
+        return scored.chosen.sum(), scored.rejected.sum()
+
+
+class TrlAlgorithm(Contender):
+    """DPO as TRL's trainer computes it on a GPU (1.16): chosen and rejected sequences are rows of one right-padded
+    batch, each with its prompt; the head runs on the response positions only, in chunks that the backward pass computes
+    again. TRL's further measures (entropy, mean logits, top-1) are left out."""
+
+    def __init__(self, build, options: Options, live: bool):
+        super().__init__(build, options, live)
+        heads = {id(m): find_head(m) for m in (self.model, self.reference) if m is not None}
+        self.heads = {i: head for i, head in heads.items() if head is not None}
+
+    def logps(self, model, batch):
+        rows = [
+            torch.cat([p, r]).long()
+            for side in (batch.chosen, batch.rejected)
+            for p, r in zip(batch.prompt.rows(), side.rows(), strict=True)
+        ]
+        prompt = torch.cat([batch.prompt.lengths, batch.prompt.lengths])
+        lengths = torch.tensor([len(row) for row in rows])
+        ids = pad_sequence(rows, batch_first=True)
+        column = torch.arange(ids.shape[1])
+        attended = (column < lengths[:, None]).long().to(ids.device)
+        trained = ((column >= prompt[:, None]) & (column < lengths[:, None]))[:, 1:].to(ids.device)
+        hidden = model.base_model(input_ids=ids, attention_mask=attended, use_cache=False).last_hidden_state[:, :-1]
+        flat = in_chunks([States(self.heads[id(model)], hidden[trained])], ids[:, 1:][trained])["logps"]
+        sums = torch.zeros(trained.shape, device=ids.device).masked_scatter(trained, flat).sum(1)
+        return sums[: len(batch)], sums[len(batch) :]
+
+
+Name = Literal["trl", "trl-precomputed", "padded", "padded-live", "shared", "shared-live"]
+CONTENDERS: dict[str, Callable[..., Contender]] = {
+    "trl": lambda build, options: TrlAlgorithm(build, options, live=True),
+    "trl-precomputed": lambda build, options: TrlAlgorithm(build, options, live=False),
+    "padded-live": lambda build, options: Ours(build, options, True, "padded"),
+    "padded": lambda build, options: Ours(build, options, False, "padded"),
+    "shared-live": lambda build, options: Ours(build, options, True, "shared_prefix"),
+    "shared": lambda build, options: Ours(build, options, False, "shared_prefix"),
+}
+"""`trl` is the algorithm of TRL's DPOTrainer with its reference in each step, `trl-precomputed` with its reference
+computed before; `padded` and `shared` are this package's layouts with the cached reference, `-live` with a copy."""

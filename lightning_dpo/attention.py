@@ -117,8 +117,8 @@ def shared_prefix_attention(
     """
     if dpo_segments is None:
         raise RuntimeError(
-            "this model is set up for packed rows and was called with another input, or drops the argument "
-            "dpo_segments; call it inside lightning_dpo.attention.plain_attention(model)"
+            "the model's layers got no dpo_segments while packed rows are on; for other inputs call it inside "
+            "lightning_dpo.attention.plain_attention(model)"
         )
     unknown = sorted(k for k, v in others.items() if v is not None and v is not False and k not in HARMLESS)
     tokens = sum(dpo_segments.pieces)

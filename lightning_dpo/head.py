@@ -172,10 +172,8 @@ class _LinearLogps(torch.autograd.Function):
             slope = slope.to(ctx.dtype)
             if of_rows:
                 found.append(slope @ matrix)
-            if total is not None and total.dtype == slope.dtype:
-                total.addmm_(slope.T, state)
-            elif total is not None:
-                total += slope.T @ state
+            if total is not None:
+                _add_product(total, slope.T, state)
         return (
             torch.cat(found).to(rows.dtype) if found else None,
             None if total is None else total.to(weight.dtype),
@@ -183,6 +181,14 @@ class _LinearLogps(torch.autograd.Function):
             None,
             None,
         )
+
+
+def _add_product(total: Tensor, a: Tensor, b: Tensor) -> None:
+    """total += a @ b in the type of the sum: rounding each chunk's product to bf16 first would bias the gradient."""
+    if a.dtype == total.dtype or not a.is_cuda:
+        total.addmm_(a.to(total.dtype), b.to(total.dtype))
+    else:
+        total += torch.mm(a, b, out_dtype=total.dtype)  # type: ignore[call-overload]
 
 
 def _cast(

@@ -16,7 +16,7 @@ FILES = {
 }
 LAYERS = [
     {"__main__"},
-    {"train"},
+    {"train"} | {n for n in FILES if n.startswith("benchmark")},
     {"console", "config"},
     {"run_folder", "compare"},
     {"samples", "displacement"},
@@ -30,7 +30,12 @@ LAYERS = [
     {"data.dialogue", "data.lines"},
     {"data.rows"},
     {"store", "generation", "models", "metrics", "ches"},
-    {"scoring", "losses"} | {n for n in FILES if n.startswith("losses.")},
+    {"losses"} | {n for n in FILES if n.startswith("losses.")},
+    {"scoring"},
+    {"experts", "head"},
+    {"soundness"},
+    {"layout"},
+    {"attention"},
     {"batch", "signatures", "errors", "files", "demo"},
 ]
 """From the top; a module imports from lower layers, or from its own package."""

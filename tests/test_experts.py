@@ -1,0 +1,44 @@
+"""A mixture of experts trains with its own load-balancing loss, the same in every layout and micro-batch."""
+
+import pytest
+import torch
+from transformers import MixtralConfig, MixtralForCausalLM
+
+from lightning_dpo import CopyReference, DPOModule
+from lightning_dpo.scoring import Scorer
+from tests.conftest import SIZES, random_pairs
+from tests.test_module import DPO, SGD, Rows, loader, trainer
+
+
+def mixtral(**changes):
+    torch.manual_seed(0)
+    settings = {"num_local_experts": 4, "num_experts_per_tok": 2, "output_router_logits": True, **changes}
+    return MixtralForCausalLM(
+        MixtralConfig(**SIZES, intermediate_size=48, num_key_value_heads=2, router_aux_loss_coef=0.5, **settings)
+    ).eval()
+
+
+@pytest.mark.parametrize("scoring", ["padded", "shared_prefix"])
+def test_it_is_the_models_own_loss_of_the_padded_sequences(scoring):
+    model, batch = mixtral(), random_pairs()
+    prompts, responses = batch.prompt.rows() * 2, (*batch.chosen.rows(), *batch.rejected.rows())
+    rows = [torch.cat(row) for row in zip(prompts, responses, strict=True)]
+    ids = torch.nn.utils.rnn.pad_sequence(rows, batch_first=True)
+    mask = torch.nn.utils.rnn.pad_sequence([torch.ones_like(row) for row in rows], batch_first=True)
+    expected = model(input_ids=ids, attention_mask=mask).aux_loss
+    torch.testing.assert_close(Scorer(model, scoring).score(batch).aux_loss, expected, rtol=1e-5, atol=0)
+
+
+def test_it_is_added_with_the_models_coefficient_and_logged():
+    batch, gradients, logged = random_pairs(), {}, {}
+    for name, asked in (("with", True), ("without", False)):
+        rows, run = Rows(), DPOModule(mixtral(output_router_logits=asked), DPO, CopyReference(), SGD)
+        trainer(logger=rows, log_every_n_steps=1).fit(run, loader(batch, 6))
+        gradients[name] = run.policy.model.layers[0].mlp.gate.weight.grad
+        logged[name] = next(row for _, row in rows.rows if "train/loss" in row)
+    fresh = mixtral()
+    (0.5 * Scorer(fresh, "padded").score(batch).aux_loss).backward()
+    own = fresh.model.layers[0].mlp.gate.weight.grad
+    torch.testing.assert_close(gradients["with"] - gradients["without"], own, atol=1e-6, rtol=1e-4)
+    assert logged["with"]["train/aux_loss"] > 1 and "train/aux_loss" not in logged["without"]
+    assert logged["with"]["train/loss"] == pytest.approx(logged["without"]["train/loss"])

@@ -1,0 +1,112 @@
+"""Where packed rows would be silently wrong, the rule or the canary says so, and `auto` pads and scores right."""
+
+import pytest
+import torch
+from peft import PromptTuningConfig, get_peft_model
+from transformers import (
+    AutoModelForCausalLM,
+    BloomConfig,
+    FalconConfig,
+    Lfm2Config,
+    Llama4TextConfig,
+    Mamba2Config,
+    MistralConfig,
+    NemotronConfig,
+    PhimoeConfig,
+    Qwen3NextConfig,
+    RobertaConfig,
+)
+
+from lightning_dpo import attention
+from lightning_dpo.errors import ConfigError
+from lightning_dpo.scoring import Scorer, full_logits_logps
+from lightning_dpo.soundness import canary, objection
+from tests.conftest import SIZES, llama
+from tests.pairs import tree_pairs
+
+LLAMA = {**SIZES, "intermediate_size": 48, "num_key_value_heads": 2, "max_position_embeddings": 64}
+UNSOUND = {
+    "alibi": (BloomConfig(vocab_size=61, hidden_size=32, n_layer=2, n_head=4), "registry"),
+    "its own attention": (FalconConfig(**SIZES), "registry"),
+    "a convolution": (Lfm2Config(**LLAMA, layer_types=["conv", "full_attention"]), "layers of type conv"),
+    "chunks": (Llama4TextConfig(**LLAMA, head_dim=8, intermediate_size_mlp=48, num_local_experts=2), "needs a mask"),
+    "a recurrence": (
+        Mamba2Config(**{**SIZES, "num_heads": 8}, head_dim=8, state_size=8, n_groups=1, chunk_size=8), "registry",
+    ),
+    "linear attention": (
+        Qwen3NextConfig(
+            **LLAMA, head_dim=8, num_experts=2, num_experts_per_tok=1, moe_intermediate_size=24,
+            shared_expert_intermediate_size=24,
+            linear_num_key_heads=2, linear_num_value_heads=4, linear_key_head_dim=8, linear_value_head_dim=8,
+        ),
+        "registry",
+    ),
+    "a dropped argument": (NemotronConfig(**LLAMA), "got no dpo_segments"),
+    "a window in the mask": (PhimoeConfig(**LLAMA, num_local_experts=2, sliding_window=4), "differ by"),
+}  # fmt: skip
+PAD_FIRST = RobertaConfig(**SIZES, intermediate_size=48, max_position_embeddings=64, is_decoder=True)
+
+
+def built(config):
+    torch.manual_seed(0)
+    return AutoModelForCausalLM.from_config(config).eval()
+
+
+@pytest.mark.parametrize("name", UNSOUND)
+def test_auto_pads_and_scores_right_where_packed_rows_are_unsound(name):
+    config, reason = UNSOUND[name]
+    model, batch = built(config), tree_pairs(3)
+    scorer = Scorer(model)
+    with torch.no_grad():
+        scored = scorer(batch)
+        plain = full_logits_logps(model, batch.prompt.row(0), batch.chosen.row(0))
+    assert scorer.layout == "padded" and reason in scorer.objection
+    torch.testing.assert_close(scored.chosen.row(0), plain.float(), atol=1e-5, rtol=1e-5)
+
+
+@pytest.mark.parametrize("name", UNSOUND)
+def test_to_ask_for_packed_rows_there_is_an_error(name):
+    config, reason = UNSOUND[name]
+    with pytest.raises(ConfigError, match=f"scoring=shared_prefix is unsound here.*{reason}.*type scoring=auto"):
+        Scorer(built(config), "shared_prefix")(tree_pairs(3))
+
+
+def test_positions_that_do_not_start_at_zero_are_noticed():
+    assert objection(built(PAD_FIRST)) is None and "differ by" in str(canary(built(PAD_FIRST)))
+
+
+def test_a_window_longer_than_the_canary_must_be_told_to_the_attention_function(monkeypatch):
+    """The canary's few tokens cannot show a window of 4096; a layer that does not tell it would ignore it."""
+    model = built(MistralConfig(**LLAMA, sliding_window=4096))
+    assert canary(model) is None
+    right = attention.shared_prefix_attention
+
+    def untold(*arguments, sliding_window=None, **others):
+        return right(*arguments, **others)
+
+    attention.AttentionInterface.register(attention.NAME, untold)
+    try:
+        assert "does not tell" in str(canary(model))
+    finally:
+        attention.AttentionInterface.register(attention.NAME, right)
+
+
+def test_a_layer_that_leaves_the_attention_function_out_is_noticed():
+    model = llama()
+    layer = model.model.layers[1].self_attn
+    layer.forward = lambda hidden_states, **_: (layer.o_proj(hidden_states), None)
+    assert canary(model) == "1 of 2 layers use the attention function"
+
+
+def test_tokens_of_prompt_learning_have_no_place_in_a_packed_row():
+    tuned = get_peft_model(llama(), PromptTuningConfig(task_type="CAUSAL_LM", num_virtual_tokens=2))
+    assert "prompt learning" in str(objection(tuned))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float64])
+def test_the_canary_lets_a_sound_model_pass_in_every_dtype_and_leaves_no_trace(dtype):
+    model = llama().to(dtype)
+    own = model.config._attn_implementation
+    assert canary(model) is None
+    attention.disable(model)
+    assert model.config._attn_implementation == own

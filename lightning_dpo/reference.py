@@ -13,17 +13,15 @@ from typing import Any, cast
 
 import torch
 from lightning.pytorch import Trainer
-from rich.progress import track
 from torch import nn
 from transformers import PreTrainedModel
 
-from lightning_dpo.batch import PairBatch, Ragged, TokenLogps
+from lightning_dpo.batch import PairBatch, TokenLogps
+from lightning_dpo.precompute import Precomputation
 from lightning_dpo.scoring import Scorer, Scoring
 from lightning_dpo.store import ReferenceStore, content_key, weights_sha256
 
 CACHE_DIR = "~/.cache/lightning_dpo/reference"
-FORWARD_TOKENS = 16384
-"""Padded tokens of one forward pass that fills the cache."""
 
 
 class Reference(nn.Module):
@@ -146,11 +144,16 @@ class CachedReference(Reference):
                 "name the reference's folder: CachedReference(path=...)"
             )
         self._weights = weights
-        with trainer.precision_plugin.forward_context():
+        scorer = Scorer(model, self._scoring)
+        scorer.prepare()
+        before = scorer.forwards
+        with trainer.precision_plugin.forward_context(), torch.no_grad():
             for name, pairs in missing.items():
                 key = content_key(model, weights, pairs, str(trainer.precision))
-                pairs.reference = self.store.get(key, pairs, lambda n=name, p=pairs: self._compute(model, n, p))
+                work = Precomputation(scorer, pairs, name)
+                pairs.reference = self.store.get(key, pairs, work.parts, work, trainer.strategy)
                 pairs.reference_of = weights
+        self._forwards += scorer.forwards - before
 
     def forward(self, batch: PairBatch) -> TokenLogps:
         if batch.reference is None:
@@ -176,38 +179,7 @@ class CachedReference(Reference):
             )
         return self._load().requires_grad_(False).eval()
 
-    @torch.no_grad()
-    def _compute(self, model: PreTrainedModel, name: str, pairs: PairBatch) -> TokenLogps:
-        scorer = Scorer(model, self._scoring)
-        chosen: dict[int, torch.Tensor] = {}
-        rejected: dict[int, torch.Tensor] = {}
-        was_training = model.training
-        model.eval()
-        for rows in track(list(_by_length(pairs)), description=f"reference log-probabilities ({name})"):
-            scored = scorer(pairs.select(rows).to(model.device))
-            chosen.update(zip(rows, scored.chosen.to("cpu").rows(), strict=True))
-            rejected.update(zip(rows, scored.rejected.to("cpu").rows(), strict=True))
-        model.train(was_training)
-        self._forwards += scorer.forwards
-        order = range(len(pairs))
-        return TokenLogps(
-            *(Ragged.from_rows([side[i] for i in order], dtype=torch.float32) for side in (chosen, rejected))
-        )
-
 
 def _placed(model: PreTrainedModel, trainer: Trainer) -> PreTrainedModel:
     """In the precision and on the device that the trainer gives the policy."""
     return cast(PreTrainedModel, trainer.precision_plugin.convert_module(model).to(trainer.strategy.root_device))
-
-
-def _by_length(pairs: PairBatch) -> Iterator[list[int]]:
-    """Row numbers in batches of like length, longest first: too large a batch fails at once."""
-    longest = (pairs.prompt.lengths + torch.maximum(pairs.chosen.lengths, pairs.rejected.lengths)).tolist()
-    batch: list[int] = []
-    for i in sorted(range(len(pairs)), key=lambda i: -longest[i]):
-        if batch and 2 * (len(batch) + 1) * longest[batch[0]] > FORWARD_TOKENS:
-            yield batch
-            batch = []
-        batch.append(i)
-    if batch:
-        yield batch

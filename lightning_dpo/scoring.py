@@ -97,7 +97,7 @@ class Scorer:
 
     @property
     def layout(self) -> Literal["shared_prefix", "padded"]:
-        """How batches are laid out, as far as is known: the canary runs with the first batch."""
+        """How batches are laid out; before `prepare`, as far as the model's class says."""
         return "padded" if self.scoring == "padded" or self.objection else "shared_prefix"
 
     def _states(
@@ -106,8 +106,7 @@ class Scorer:
         """What predicts the response tokens of these numbers (ascending; None: all), and the experts' loss."""
         if (prompt.lengths == 0).any():
             raise ValueError("a pair has no prompt token, so nothing predicts its first response token")
-        if not self._tried:
-            self._prepare()
+        self.prepare()
         self.forwards += 1
         if self.layout == "shared_prefix":
             # A backward pass may compute layers again, so what enables it for training leaves it on.
@@ -116,7 +115,10 @@ class Scorer:
         with plain_attention(self.model):
             return self._forward(padded_groups(prompt, response), tokens)
 
-    def _prepare(self) -> None:
+    def prepare(self) -> None:
+        """Settle the layout, by the canary, and what the head does. Runs with the first batch if not before."""
+        if self._tried:
+            return
         self._tried = True
         if self.layout == "shared_prefix":
             self.objection = canary(self.model)

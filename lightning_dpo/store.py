@@ -2,26 +2,33 @@
 
 An entry is a folder named by its key: `logps.safetensors` (float32, nats, one value per response token) and a
 `manifest.json` to read. It appears whole or not at all; a lock lets the second of two runs wait for the first; a
-damaged entry is computed again.
+damaged entry is computed again. It is computed in parts, which are files of their own until all are there: a run that
+was stopped half-way goes on with the next part, and several ranks share the parts among them.
 """
 
 import hashlib
 import json
 import logging
-from collections.abc import Callable
+import os
+import shutil
+from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 from datetime import UTC, datetime
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import torch
 import transformers
 from filelock import FileLock
-from safetensors import SafetensorError
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 from transformers import PreTrainedModel
 
 from lightning_dpo.batch import PairBatch, Ragged, TokenLogps
 from lightning_dpo.files import whole_folder, write_json
+from lightning_dpo.layout import ranges
 
 log = logging.getLogger(__name__)
 
@@ -29,22 +36,49 @@ FORMAT = 1
 """Part of every key: raise it when the scoring rule changes, so that old entries are not found."""
 
 
+ALONE = SimpleNamespace(global_rank=0, world_size=1, broadcast=lambda value: value, barrier=lambda: None)
+"""A single process, in the words of Lightning's strategies."""
+
+
 class ReferenceStore:
     def __init__(self, folder: Path):
         self.folder = folder
 
-    def get(self, key: dict, pairs: PairBatch, compute: Callable[[], TokenLogps]) -> TokenLogps:
-        """The entry of this key; `compute` runs where there is none, or a damaged one."""
+    def get(
+        self,
+        key: dict,
+        pairs: PairBatch,
+        parts: Sequence[Sequence[int]],
+        compute: Callable[[Sequence[int]], TokenLogps],
+        ranks: Any = ALONE,
+    ) -> TokenLogps:
+        """The entry of this key. Where there is none, or a damaged one, `compute` gives each of `parts`.
+
+        Args:
+            parts: row numbers of the pairs, each row in one part; the same at each call with the same pairs.
+            compute: the log-probabilities of the pairs of a part.
+            ranks: the strategy of a run with several ranks, each of which computes its share.
+        """
         name = hashlib.sha256(json.dumps(key, sort_keys=True).encode()).hexdigest()[:32]
-        entry = self.folder / name
+        entry, begun = self.folder / name, self.folder / f"{name}.parts"
         self.folder.mkdir(parents=True, exist_ok=True)
-        with FileLock(self.folder / f"{name}.lock"):
-            if (stored := self._read(entry, pairs)) is not None:
-                log.info("reference log-probabilities of %d pairs read from %s", len(pairs), entry)
-                return stored
-            computed = compute()
-            self._write(entry, key, computed)
-            return computed
+        first = ranks.global_rank == 0
+        with FileLock(self.folder / f"{name}.lock") if first else nullcontext():
+            stored = self._read(entry, pairs) if first else None
+            if not ranks.broadcast(stored is not None):
+                begun.mkdir(exist_ok=True)
+                for number in range(ranks.global_rank, len(parts), ranks.world_size):
+                    _compute_part(begun / f"{number:06}.safetensors", parts[number], compute)
+                ranks.barrier()
+                if first:
+                    self._write(entry, key, _joined(begun, parts, pairs))
+                    shutil.rmtree(begun)
+                ranks.barrier()
+        stored = stored or self._read(entry, pairs)
+        if stored is None:
+            raise OSError(f"{entry}: the entry that was just written cannot be read")
+        log.info("reference log-probabilities of %d pairs in %s", len(pairs), entry)
+        return stored
 
     def _read(self, entry: Path, pairs: PairBatch) -> TokenLogps | None:
         if not entry.exists():
@@ -75,6 +109,35 @@ class ReferenceStore:
                 "versions": {"torch": torch.__version__, "transformers": transformers.__version__},
             }
             write_json(folder / "manifest.json", manifest)
+
+
+def _compute_part(path: Path, rows: Sequence[int], compute: Callable[[Sequence[int]], TokenLogps]) -> None:
+    """Write a part unless it is there, whole."""
+    try:
+        with safe_open(path, framework="pt") as file:
+            tensors = {side: file.get_tensor(side) for side in file.keys()}  # noqa: SIM118
+            if (file.metadata() or {}).get("sha256") == _sha256(tensors):
+                return
+    except (OSError, SafetensorError):
+        pass
+    computed = compute(rows)
+    tensors = {side: getattr(computed, side).values.float().cpu().contiguous() for side in TokenLogps._fields}
+    temporary = path.with_suffix(f".{os.getpid()}.tmp")
+    save_file(tensors, temporary, metadata={"sha256": _sha256(tensors)})
+    temporary.replace(path)
+
+
+def _joined(begun: Path, parts: Sequence[Sequence[int]], pairs: PairBatch) -> TokenLogps:
+    """The values of all parts, in the order of the pairs."""
+    sides = []
+    for side, lengths in zip(TokenLogps._fields, pairs.trained_lengths(), strict=True):
+        values = torch.empty(int(lengths.sum()), dtype=torch.float32)
+        first = lengths.cumsum(0) - lengths
+        for number, rows in enumerate(parts):
+            at = torch.as_tensor(rows)
+            values[ranges(first[at], lengths[at])] = load_file(begun / f"{number:06}.safetensors")[side]
+        sides.append(Ragged(values, lengths))
+    return TokenLogps(*sides)
 
 
 def content_key(model: PreTrainedModel, weights: str, pairs: PairBatch, precision: str) -> dict:

@@ -1,15 +1,21 @@
 """The cached reference: the same numbers as a frozen copy, found by content, computed once, never stale."""
 
 import json
+import shutil
+import threading
+from copy import deepcopy
 from functools import partial
+from itertools import pairwise
+from types import SimpleNamespace
 
 import lightning as L
 import pytest
 import torch
 
-from lightning_dpo import CachedReference, CopyReference, DPOModule, PreferenceDataModule, losses
+from lightning_dpo import CachedReference, CopyReference, DPOModule, PreferenceDataModule, losses, precompute, store
 from lightning_dpo.scoring import Scorer
 from tests.conftest import llama
+from tests.pairs import tree_pairs
 
 
 def trainer(**options) -> L.Trainer:
@@ -108,12 +114,99 @@ def test_a_damaged_entry_is_noticed_and_computed_again(make, tmp_path, damage, c
     assert prepare(*make()) == 0
 
 
-def test_an_interrupted_computation_leaves_no_entry(make, tmp_path, monkeypatch):
+@pytest.fixture
+def small_parts(monkeypatch):
+    """One forward pass of a few pairs in each part."""
+    monkeypatch.setattr(precompute, "FORWARD_TOKENS", 200)
+    monkeypatch.setattr(precompute, "PART_BATCHES", 1)
+
+
+def test_an_interrupted_computation_goes_on_where_it_was(make, tmp_path, monkeypatch, small_parts):
+    whole, rows = make()
+    forwards = prepare(whole, rows)
+    expected = stored(rows).reference
+    shutil.rmtree(tmp_path / "cache")
+
+    calls, right = [], Scorer.__call__
+
+    def stop_at_the_fourth(self, batch):
+        calls.append(batch)
+        if len(calls) == 4:
+            raise KeyboardInterrupt
+        return right(self, batch)
+
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(Scorer, "__call__", stop_at_the_fourth)
+        prepare(*make())
+    assert not list((tmp_path / "cache").glob("*/manifest.json"))
+    again, rows = make()
+    assert prepare(again, rows) == forwards - 3
+    assert torch.equal(stored(rows).reference.chosen.values, expected.chosen.values)
+    assert torch.equal(stored(rows).reference.rejected.values, expected.rejected.values)
+    assert not list((tmp_path / "cache").glob("*.parts"))
+
+
+def test_a_damaged_part_is_computed_again(make, tmp_path, monkeypatch, small_parts):
     module, data = make()
-    monkeypatch.setattr(Scorer, "__call__", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
-    with pytest.raises(KeyboardInterrupt):
-        prepare(module, data)
-    assert not [p for p in (tmp_path / "cache").iterdir() if p.is_dir()]
+    forwards, expected = prepare(module, data), stored(data).reference.chosen.values
+    shutil.rmtree(tmp_path / "cache")
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(store.ReferenceStore, "_write", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
+        prepare(*make())
+    part = sorted((tmp_path / "cache").glob("*.parts/*.safetensors"))[1]
+    content = bytearray(part.read_bytes())
+    content[-2] ^= 1
+    part.write_bytes(content)
+    again, rows = make()
+    assert forwards > 3 and prepare(again, rows) == 1
+    assert torch.equal(stored(rows).reference.chosen.values, expected)
+
+
+def test_several_ranks_share_the_work_and_read_one_entry(make, tmp_path, small_parts):
+    """Two threads in the place of two ranks."""
+    module, data = make()
+    prepare(module, data)
+    pairs, expected = stored(data), stored(data).reference.chosen.values
+    meeting, said, shares, found = threading.Barrier(2, timeout=20), [], {0: [], 1: []}, {}
+
+    def run(rank):
+        def broadcast(value):
+            if rank == 0:
+                said.append(value)
+            meeting.wait()
+            return said[-1]
+
+        ranks = SimpleNamespace(global_rank=rank, world_size=2, broadcast=broadcast, barrier=meeting.wait)
+        scorer = Scorer(deepcopy(module.policy))
+        work = precompute.Precomputation(scorer, pairs, "train")
+
+        def compute(rows):
+            shares[rank].append(tuple(rows))
+            with torch.no_grad():
+                return work(rows)
+
+        found[rank] = store.ReferenceStore(tmp_path / "ranks").get({"key": 1}, pairs, work.parts, compute, ranks)
+
+    threads = [threading.Thread(target=run, args=(rank,)) for rank in range(2)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert abs(len(shares[0]) - len(shares[1])) <= 1
+    assert sorted(i for share in shares.values() for rows in share for i in rows) == list(range(48))
+    assert all(torch.equal(logps.chosen.values, expected) for logps in found.values())
+
+
+def test_pairs_of_one_prompt_are_neighbours_and_no_forward_pass_exceeds_its_tokens(monkeypatch):
+    monkeypatch.setattr(precompute, "FORWARD_TOKENS", 60)
+    pairs = tree_pairs(20)
+    work = precompute.Precomputation(Scorer(llama()), pairs, "train")
+    rows = [i for part in work.parts for i in part]
+    prompts = [tuple(pairs.prompt.row(i).tolist()) for i in rows]
+    assert len([1 for a, b in pairwise(prompts) if a != b]) == len(set(prompts)) - 1
+    for batch in work._batches(rows):
+        tokens = sum(len(getattr(pairs, side).row(i)) for i in batch for side in ("prompt", "chosen", "rejected"))
+        assert tokens <= 60 or len(batch) == 1
 
 
 def test_rows_that_another_reference_was_joined_to_are_joined_anew(make):

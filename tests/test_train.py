@@ -122,7 +122,10 @@ def test_wandb_holds_the_metrics_of_the_csv(command, short, tmp_path):
     assert command(*short, "logger.wandb.group=g", "run_name=named")[0] == 0
     (run,) = (tmp_path / "run" / "wandb").glob("offline-run-*")
     out = subprocess.run(
-        ["wandb", "leet", "inspect", "--json", str(run)], capture_output=True, text=True, check=True
+        [sys.executable, "-m", "wandb", "leet", "inspect", "--json", str(run)],
+        capture_output=True,
+        text=True,
+        check=True,
     ).stdout
     text = "\n".join(out.splitlines())
     assert '"named"' in text and '"g"' in text and "train/rewards/chosen" in text and "val/kl" in text

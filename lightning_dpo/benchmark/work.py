@@ -78,7 +78,7 @@ def random_batches(profile: Lengths, batches: int, pairs: int, vocabulary: int, 
 
 def file_batches(path: Path, model: str, batches: int, pairs: int, longest: int = 1024) -> list[PairBatch]:
     """Pairs of a JSONL file with `prompt`, `chosen` and `rejected` as text, in its order, cut at `longest` tokens."""
-    tokenizer = load_tokenizer(model)
+    tokenizer: Any = load_tokenizer(model)
     rows = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]
     made = []
     for start in range(0, min(len(rows), batches * pairs), pairs):

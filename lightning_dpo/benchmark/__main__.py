@@ -4,8 +4,8 @@
     python -m lightning_dpo.benchmark base shared shared+checkpointing --model qwen3-0.6b --dtype bfloat16
 
 A contender may carry options: shared+autocast, shared+checkpointing, shared+compile. All take their steps in turn on
-the same batches, after one to warm up, and are compared with the first one. On a CPU the times are CPU-seconds, so that the
-time of other processes does not count. `trl` needs: pip install 'lightning-dpo[bench]'.
+the same batches, after one to warm up, and are compared with the first one. On a CPU the times are CPU-seconds, so that
+other processes do not count. `trl` needs: pip install 'lightning-dpo[bench]'.
 """
 
 import argparse

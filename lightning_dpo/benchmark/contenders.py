@@ -17,7 +17,7 @@ from lightning_dpo import losses
 from lightning_dpo.batch import PairBatch, TokenLogps
 from lightning_dpo.head import States, find_head, in_chunks
 from lightning_dpo.losses import PairLogps
-from lightning_dpo.models import checkpoint_layers, compile_in_place
+from lightning_dpo.models import checkpoint_activations, compile_layers
 from lightning_dpo.scoring import Scorer, Scoring
 
 BETA, LR = 0.1, 1e-6
@@ -43,9 +43,9 @@ class Contender:
     def __init__(self, build: Callable[[], PreTrainedModel], options: Collection[str], live: bool):
         self.model, self.options, self.live = build(), options, live
         if "checkpointing" in options:
-            checkpoint_layers(self.model)
+            checkpoint_activations(self.model)
         if "compile" in options:
-            compile_in_place(self.model)
+            compile_layers(self.model)
         self.reference = build().requires_grad_(False) if live else None
         self.optimizer = torch.optim.AdamW(self.model.parameters(), lr=LR, weight_decay=0.0, fused=True)
         self.cached: dict[int, TokenLogps] = {}

@@ -67,7 +67,8 @@ def peak_memory(make: Callable[[], Contender], batch: PairBatch, threads: int, d
     On a CPU in a process of its own, as memory that an earlier contender gave back would hide the peak.
     """
     if device == "cpu":
-        context = multiprocessing.get_context("spawn")
+        context = multiprocessing.get_context("forkserver")  # imports once for all contenders
+        context.set_forkserver_preload(["lightning_dpo.benchmark.contenders"])
         with context.Pool(1) as pool:
             return pool.apply(_resident_peak, (make, batch, threads))
     contender = make()

@@ -77,7 +77,7 @@ def checkpoint_activations(model: PreTrainedModel) -> None:
     without_dropout(model)
 
 
-def compile_layers(model: PreTrainedModel) -> None:
+def compile_layers(model: PreTrainedModel, backend: str = "inductor") -> None:
     """Compile each layer where it stands: its parameters keep their names, and all lengths share a graph.
 
     Errors: ConfigError for a model without such layers.
@@ -86,7 +86,7 @@ def compile_layers(model: PreTrainedModel) -> None:
     if not layers:
         raise ConfigError(f"model.compile=true: {type(model).__name__} has no layers to compile; leave it out")
     for layer in layers:
-        layer.compile(dynamic=True)
+        layer.compile(dynamic=True, backend=backend)
 
 
 def _layers(model: PreTrainedModel) -> list[torch.nn.Module]:

@@ -1,0 +1,245 @@
+"""A sweep is a folder of jobs: `outputs/sweeps/<sweep_name>/<overrides>/`. Hydra makes the jobs and launches them.
+
+Typing the same command again continues a sweep that has a fixed name: see lightning_dpo.jobs. `sweep.json` says what
+was typed; `.sweep.lock` keeps a second sweep out; at the end the runs are compared and the failed ones listed.
+"""
+
+import json
+import multiprocessing
+import os
+import shlex
+import shutil
+import signal
+import sys
+import uuid
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from filelock import BaseFileLock, FileLock, Timeout
+from hydra.core.hydra_config import HydraConfig
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.core.override_parser.types import Override, ValueType
+from hydra.experimental.callback import Callback
+from omegaconf import DictConfig, OmegaConf, open_dict, read_write
+
+from lightning_dpo import compare, jobs
+from lightning_dpo.errors import ConfigError
+from lightning_dpo.files import write_json
+from lightning_dpo.overview import Overview, failures, stamp
+from lightning_dpo.resolvers import visible_gpus
+
+OF_ONE_JOB = {
+    "output_dir": "would put every job into one folder; type sweep_name=... or hydra.sweep.dir=...",
+    "run_name": "would give every job one name; jobs are named by their overrides; type sweep_name=... for all of them",
+}
+"""Keys that a sweep refuses, and why."""
+
+
+@dataclass
+class Sweep:
+    """The sweep that this process launches."""
+
+    folder: Path
+    command: str
+    invocation: str
+    lock: BaseFileLock
+    overview: Overview
+    handlers: dict[signal.Signals, Any]
+    stopped: int | None = None
+
+
+_current: list[Sweep] = []
+"""Hydra makes the callback below itself and hands it to nobody."""
+
+
+class _Refused(BaseException):
+    """Hydra turns an Exception of a callback into a warning."""
+
+
+class Start(Callback):
+    """Before the first job (`hydra.callbacks` in conf/train.yaml)."""
+
+    def on_multirun_start(self, config: DictConfig, **kwargs: Any) -> None:
+        try:
+            _current.append(_begin(config))
+        except ConfigError as error:
+            raise _Refused(str(error)) from None
+
+
+def _begin(config: DictConfig) -> Sweep:
+    typed = list(config.hydra.overrides.task)
+    launcher = str(config.hydra.runtime.choices["hydra/launcher"])
+    _refuse(typed, launcher)
+    command = _command()
+    if config.sweep_name is None:
+        name = f"sweep_name={stamp()}"
+        command += f" {name}"
+        with open_dict(config), read_write(config.hydra):
+            config.sweep_name = name.partition("=")[2]
+            config.hydra.overrides.task.append(name)
+    overrides = _parsed(config)
+    fixed = ",".join(f"'{o.key_or_group}'" for o in overrides if not o.is_sweep_override())
+    with read_write(config.hydra):
+        config.hydra.overrides.hydra.append(f"hydra.job.config.override_dirname.exclude_keys=[{fixed}]")
+    folder = Path(config.hydra.sweep.dir)
+    folder.mkdir(parents=True, exist_ok=True)
+    lock = FileLock(folder / ".sweep.lock", timeout=0)
+    try:
+        lock.acquire()
+    except Timeout:
+        raise ConfigError(f"{folder}: another sweep is running in this folder; type sweep_name=...") from None
+    total, invocation = _jobs_of(overrides, config), uuid.uuid4().hex
+    gpus = visible_gpus() if launcher == "joblib" else []
+    about = {"command": command, "invocation": invocation, "jobs": total, "launcher": launcher, "gpus": gpus}
+    write_json(folder / "sweep.json", about)
+    print(f"sweep      {folder}: {total or 'some'} jobs, launcher {config.hydra.runtime.choices.launcher}", flush=True)
+    overview = Overview(folder, invocation, total)
+    overview.start()
+    stop = partial(_stop, launcher=launcher)
+    handlers = {number: signal.signal(number, stop) for number in (signal.SIGINT, signal.SIGTERM)}
+    return Sweep(folder, command, invocation, lock, overview, handlers)
+
+
+def _refuse(typed: list[str], launcher: str) -> None:
+    for key, reason in OF_ONE_JOB.items():
+        if any(override.startswith(f"{key}=") for override in typed):
+            raise ConfigError(f"{key}=... in a sweep {reason}")
+    if launcher == "submitit_slurm" and shutil.which("sbatch") is None:
+        raise ConfigError(
+            "launcher=submitit_slurm: there is no sbatch here; type it on a login node of the cluster, "
+            "or type launcher=submitit_local or launcher=joblib"
+        )
+
+
+def refuse_alone(typed: list[str]) -> None:
+    """Errors: ConfigError for a key that means nothing to a single run."""
+    for override in typed:
+        if override.partition("=")[0] in ("sweep_name", "launcher"):
+            raise ConfigError(f"{override} without a sweep; type -m, with several values for a key: -m beta=0.1,0.5")
+
+
+def _command() -> str:
+    program = sys.argv[0] if sys.argv[0].startswith("lightning-dpo") else "python -m lightning_dpo.train"
+    return f"{program} {shlex.join(sys.argv[1:])}"
+
+
+def _parsed(config: DictConfig) -> list[Override]:
+    """What varies and what does not, the last word on each key only."""
+    params = OmegaConf.select(config, "hydra.sweeper.params") or {}
+    texts = [*(f"{key}={value}" for key, value in params.items()), *config.hydra.overrides.task]
+    return list({o.key_or_group: o for o in OverridesParser.create().parse_overrides(texts)}.values())
+
+
+def _jobs_of(overrides: Sequence[Override], config: DictConfig) -> int | None:
+    """The size of the grid; None for a search or a glob, which say it themselves."""
+    grid = config.hydra.runtime.choices["hydra/sweeper"] == "basic"
+    if not grid or any(o.value_type == ValueType.GLOB_CHOICE_SWEEP for o in overrides):
+        return None
+    total = 1
+    for override in overrides:
+        if override.is_sweep_override():
+            total *= len(list(override.sweep_string_iterator()))
+    return total
+
+
+def job(cfg: DictConfig, body: Callable[[DictConfig], float | None]) -> float | None:
+    """One job, in whatever process its launcher has put it."""
+    hydra = HydraConfig.get()
+    folder = Path(hydra.runtime.output_dir)
+    about = json.loads((folder.parent / "sweep.json").read_text(encoding="utf-8"))
+    name = multiprocessing.current_process().name
+    if about["gpus"]:
+        os.environ["CUDA_VISIBLE_DEVICES"] = gpu_of(name, about["gpus"])
+    elsewhere = not _current
+    if elsewhere:
+        for number in (signal.SIGINT, signal.SIGTERM):
+            signal.signal(number, _leave)
+    fixed = hydra.job.config.override_dirname.exclude_keys
+    varied = [o for o in hydra.overrides.task if o.partition("=")[0].lstrip("+~") not in fixed]
+    with open_dict(cfg):
+        cfg.output_dir, cfg.run_name = str(folder), folder.name
+    try:
+        return jobs.run(folder, cfg, body, about["invocation"], varied)
+    except SystemExit as end:
+        if elsewhere:  # the worker would go on with the next job
+            os._exit(int(end.code or 0))
+        raise
+
+
+def gpu_of(worker: str, gpus: Sequence[str]) -> str:
+    """Round robin over the worker processes, which keep their device.
+
+    >>> [gpu_of(f"LokyProcess-{n}", ["0", "1", "2"]) for n in (1, 2, 3, 4)]
+    ['0', '1', '2', '0']
+    """
+    return gpus[(int(worker.rpartition("-")[2]) - 1) % len(gpus)]
+
+
+def _leave(number: int, frame: Any) -> None:
+    sys.exit(128 + number)
+
+
+def _stop(number: int, frame: Any, launcher: str) -> None:
+    """A signal ends the job that runs here, or those in the worker processes."""
+    _current[0].stopped = number
+    if launcher == "joblib":
+        workers = multiprocessing.active_children()
+        for worker in workers:
+            os.kill(worker.pid or 0, signal.SIGTERM)
+        for worker in workers:
+            worker.join()
+    sys.exit(128 + number)
+
+
+@contextmanager
+def ending() -> Iterator[None]:
+    """Around a command that may be a sweep: what is said and left at its end, whichever end that is.
+
+    Errors: SystemExit with 1 where a job failed, with 128 + the signal's number where one stopped the sweep.
+    """
+    try:
+        yield
+    except _Refused as refused:
+        raise ConfigError(str(refused)) from None
+    except BaseException:
+        if not _current or not _end(_current[0]):
+            raise
+        sys.exit(128 + _current[0].stopped if _current[0].stopped else 1)
+    else:
+        if _current:
+            _end(_current[0])
+    finally:
+        while _current:
+            _close(_current.pop())
+
+
+def _end(sweep: Sweep) -> bool:
+    """Report; returns whether something is left to do, which is then said."""
+    sweep.overview.close()
+    conclude(sweep.folder)
+    told = failures(sweep.folder, sweep.invocation)
+    if told:
+        print(f"\n{len(told)} of {sweep.overview.total or 'the'} jobs failed:\n" + "\n".join(told))
+    if told or sweep.stopped:
+        what = "stopped" if sweep.stopped else "run the failed jobs again"
+        print(f"\n{what}; continue with: {sweep.command}", flush=True)
+    return bool(told or sweep.stopped)
+
+
+def conclude(folder: Path) -> None:
+    """What a sweep leaves about its finished runs: a table, here and in summary.csv."""
+    if table := compare.rows(folder):
+        import pandas as pd
+
+        compare.show(table)
+        pd.DataFrame(table).to_csv(folder / "summary.csv", index=False)
+
+
+def _close(sweep: Sweep) -> None:
+    for number, handler in sweep.handlers.items():
+        signal.signal(number, handler)
+    sweep.lock.release()

@@ -58,7 +58,8 @@ def run(
     try:
         with _alone_in(folder):
             former, config = read(folder / FILE), compared(cfg)
-            record |= {"config": config, "pid": os.getpid(), "host": socket.gethostname()}
+            gpus = os.environ.get("CUDA_VISIBLE_DEVICES")
+            record |= {"config": config, "pid": os.getpid(), "host": socket.gethostname(), "gpus": gpus}
             difference = changed(former, config)
             if not difference and former.get("state") == "done" and (folder / "summary.json").exists():
                 write_json(folder / FILE, former | {"invocation": invocation, "skipped": True})

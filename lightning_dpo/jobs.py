@@ -16,6 +16,7 @@ import traceback
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, redirect_stderr, redirect_stdout
 from datetime import UTC, datetime
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -179,14 +180,15 @@ def is_free(folder: Path) -> bool:
 @contextmanager
 def printed_to(path: Path) -> Iterator[None]:
     """What this process and its children print is appended to a file meanwhile."""
-    with open(path, "a", buffering=1, encoding="utf-8") as file:
+    append = partial(open, path, "a", buffering=1, encoding="utf-8")
+    with append() as out, append() as err:  # two: W&B wraps both, and would see one twice
         sys.stdout.flush()
         sys.stderr.flush()
         saved = {number: os.dup(number) for number in (1, 2)}
         try:
-            for number in saved:
+            for number, file in ((1, out), (2, err)):
                 os.dup2(file.fileno(), number)
-            with redirect_stdout(file), redirect_stderr(file):
+            with redirect_stdout(out), redirect_stderr(err):
                 yield
         finally:
             for number, original in saved.items():

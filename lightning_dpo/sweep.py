@@ -57,7 +57,7 @@ _current: list[Sweep] = []
 
 
 class _Refused(BaseException):
-    """Hydra turns an Exception of a callback into a warning."""
+    """Carries an Exception out of a callback, which Hydra would turn into a warning."""
 
 
 class Start(Callback):
@@ -66,8 +66,8 @@ class Start(Callback):
     def on_multirun_start(self, config: DictConfig, **kwargs: Any) -> None:
         try:
             _current.append(_begin(config))
-        except ConfigError as error:
-            raise _Refused(str(error)) from None
+        except Exception as error:
+            raise _Refused(error) from None
 
 
 def _begin(config: DictConfig) -> Sweep:
@@ -81,10 +81,6 @@ def _begin(config: DictConfig) -> Sweep:
         with open_dict(config), read_write(config.hydra):
             config.sweep_name = name.partition("=")[2]
             config.hydra.overrides.task.append(name)
-    overrides = _parsed(config)
-    fixed = ",".join(f"'{o.key_or_group}'" for o in overrides if not o.is_sweep_override())
-    with read_write(config.hydra):
-        config.hydra.overrides.hydra.append(f"hydra.job.config.override_dirname.exclude_keys=[{fixed}]")
     folder = Path(config.hydra.sweep.dir)
     folder.mkdir(parents=True, exist_ok=True)
     lock = FileLock(folder / ".sweep.lock", timeout=0)
@@ -92,10 +88,16 @@ def _begin(config: DictConfig) -> Sweep:
         lock.acquire()
     except Timeout:
         raise ConfigError(f"{folder}: another sweep is running in this folder; type sweep_name=...") from None
+    overrides = _parsed(config)
+    # What varied before keeps its place in the names: part of a grid finds the folders of the whole.
+    varied = {*jobs.read(folder / "sweep.json").get("varied", ()), *_varied(overrides)}
+    fixed = ",".join(f"'{o.key_or_group}'" for o in overrides if o.key_or_group not in varied)
+    with read_write(config.hydra):
+        config.hydra.overrides.hydra.append(f"hydra.job.config.override_dirname.exclude_keys=[{fixed}]")
     total, invocation = _jobs_of(overrides, config), uuid.uuid4().hex
     gpus = visible_gpus() if launcher == "joblib" else []
     about = {"command": command, "invocation": invocation, "jobs": total, "launcher": launcher, "gpus": gpus}
-    write_json(folder / "sweep.json", about)
+    write_json(folder / "sweep.json", about | {"varied": sorted(varied)})
     print(f"sweep      {folder}: {total or 'some'} jobs, launcher {config.hydra.runtime.choices.launcher}", flush=True)
     overview = Overview(folder, invocation, total)
     overview.start()
@@ -132,6 +134,10 @@ def _parsed(config: DictConfig) -> list[Override]:
     params = OmegaConf.select(config, "hydra.sweeper.params") or {}
     texts = [*(f"{key}={value}" for key, value in params.items()), *config.hydra.overrides.task]
     return list({o.key_or_group: o for o in OverridesParser.create().parse_overrides(texts)}.values())
+
+
+def _varied(overrides: Sequence[Override]) -> set[str]:
+    return {o.key_or_group for o in overrides if o.is_sweep_override()}
 
 
 def _jobs_of(overrides: Sequence[Override], config: DictConfig) -> int | None:
@@ -204,7 +210,7 @@ def ending() -> Iterator[None]:
     try:
         yield
     except _Refused as refused:
-        raise ConfigError(str(refused)) from None
+        raise refused.args[0] from None
     except BaseException:
         if not _current or not _end(_current[0]):
             raise

@@ -1,7 +1,9 @@
 """Tiny random models of three families, the bundled task, and real inputs where they are at hand."""
 
+import json
 import logging
 import os
+import subprocess
 import sys
 from pathlib import Path
 
@@ -107,6 +109,19 @@ def short(few_reviews, tmp_path) -> list[str]:
         f"data.train={few_reviews}", f"data.val={few_reviews}", "data.batch_size=16", "samples.n=8",
         f"output_dir={tmp_path}/run", f"reference.cache_dir={tmp_path}/cache",
     ]  # fmt: skip
+
+
+@pytest.fixture
+def wandb_records():
+    """The records of the offline W&B run that stands in a run's folder, as W&B's own reader gives them."""
+
+    def read(folder: Path) -> list[dict]:
+        (run,) = (folder / "wandb").glob("offline-run-*")
+        inspect = [sys.executable, "-m", "wandb", "leet", "inspect", "--json", str(run)]
+        out = subprocess.run(inspect, capture_output=True, text=True, check=True).stdout
+        return [json.loads(line) for line in out.splitlines() if line.strip()]
+
+    return read
 
 
 @pytest.fixture

@@ -203,6 +203,7 @@ def test_a_launcher_is_one_key(launcher, target):
     assert cfg.hydra.launcher._target_ == target
 
 
+@pytest.mark.slow
 def test_processes_get_the_gpus_in_turn(sweep, folder, monkeypatch):
     """Two processes, two devices (by name: none is needed); and a failing job comes back from its process."""
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "4,7")

@@ -78,24 +78,23 @@ def random_batches(profile: Lengths, batches: int, pairs: int, vocabulary: int, 
 
 def file_batches(path: Path, model: str, batches: int, pairs: int, longest: int = 1024) -> list[PairBatch]:
     """Pairs of a JSONL file with `prompt`, `chosen` and `rejected` as text, in its order, cut at `longest` tokens."""
-    tokenizer = load_tokenizer(model)
+    tokenizer: Any = load_tokenizer(model)
     rows = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]
     made = []
     for start in range(0, min(len(rows), batches * pairs), pairs):
         texts = rows[start : start + pairs]
         prompt = [tokenizer(row["prompt"])["input_ids"][: longest // 2] for row in texts]
-        sides = [
-            [
-                (tokenizer(row[name], add_special_tokens=False)["input_ids"] or [tokenizer.eos_token_id])[
-                    : longest // 2
-                ]
-                for row in texts
-            ]
-            for name in ("chosen", "rejected")
-        ]
-        parts = (Ragged.from_rows(side, torch.int32) for side in (prompt, *sides))
+        chosen, rejected = (
+            [_response(tokenizer, row[name], longest // 2) for row in texts] for name in ("chosen", "rejected")
+        )
+        parts = (Ragged.from_rows(side, torch.int32) for side in (prompt, chosen, rejected))
         made.append(PairBatch(*parts, index=torch.arange(len(texts))))
     return made
+
+
+def _response(tokenizer: Any, text: str, longest: int) -> list[int]:
+    ids = tokenizer(text, add_special_tokens=False)["input_ids"][: longest - 1]
+    return [*ids, tokenizer.eos_token_id]
 
 
 def build(model: str, dtype: torch.dtype, device: str) -> PreTrainedModel:

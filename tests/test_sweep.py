@@ -123,7 +123,7 @@ def test_the_same_command_runs_what_is_not_done(sweep, folder, monkeypatch):
     assert code == 1 and "RuntimeError: no scorer today" in said and "1 of 2 jobs failed" in said
     monkeypatch.setenv("TEST_REPAIRED", "1")
     code, said = sweep(*again)
-    assert code == 0 and said.count("skipped") == 1, said
+    assert code == 0 and said.count("] skipped") == 1, said
     assert "RuntimeError: no scorer today" in (folder / "seed1" / "output.log").read_text(), "logs go on"
     assert not list(folder.parent.glob("*.replaced"))
 
@@ -132,11 +132,11 @@ def test_finished_jobs_are_skipped_and_changed_ones_are_not(sweep, folder):
     assert sweep("seed=0,1")[0] == 0
     written = (folder / "seed0" / "summary.json").stat().st_mtime_ns
     code, said = sweep("seed=0,1,2", "logger=csv")
-    assert code == 0 and said.count("skipped") == 2 and said.count("running") == 1
+    assert code == 0 and said.count("] skipped") == 2 and said.count("] running") == 1
     assert (folder / "seed0" / "summary.json").stat().st_mtime_ns == written
 
     code, said = sweep("seed=0", "optimizer.lr=1e-3")
-    assert code == 0 and "skipped" not in said
+    assert code == 0 and "] skipped" not in said
     assert "optimizer.lr 0.0004 -> 0.001" in (folder / "seed0" / "train.log").read_text()
     (kept,) = (folder.parent / "s.replaced").iterdir()
     assert (kept / "summary.json").stat().st_mtime_ns == written and record(kept)["config"]["optimizer.lr"] == 0.0004

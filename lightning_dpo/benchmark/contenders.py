@@ -6,7 +6,7 @@ Each contender owns a model and an optimizer, and takes the same batches.
 from collections.abc import Callable
 from contextlib import nullcontext
 from dataclasses import dataclass
-from typing import Literal
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -119,14 +119,22 @@ class TrlAlgorithm(Contender):
         return sums[: len(batch)], sums[len(batch) :]
 
 
-Name = Literal["trl", "trl-precomputed", "padded", "padded-live", "shared", "shared-live"]
+def _trl(build, options: Options, live: bool, as_on_gpu: bool) -> Contender:
+    from lightning_dpo.benchmark.trl_trainer import TrlTrainer
+
+    return TrlTrainer(build, options, live, as_on_gpu)
+
+
 CONTENDERS: dict[str, Callable[..., Contender]] = {
-    "trl": lambda build, options: TrlAlgorithm(build, options, live=True),
-    "trl-precomputed": lambda build, options: TrlAlgorithm(build, options, live=False),
-    "padded-live": lambda build, options: Ours(build, options, True, "padded"),
-    "padded": lambda build, options: Ours(build, options, False, "padded"),
-    "shared-live": lambda build, options: Ours(build, options, True, "shared_prefix"),
-    "shared": lambda build, options: Ours(build, options, False, "shared_prefix"),
+    "trl": partial(_trl, live=True, as_on_gpu=True),
+    "trl-as-shipped": partial(_trl, live=True, as_on_gpu=False),
+    "trl-precomputed": partial(_trl, live=False, as_on_gpu=True),
+    "base": partial(TrlAlgorithm, live=True),
+    "base-precomputed": partial(TrlAlgorithm, live=False),
+    "padded-live": partial(Ours, live=True, scoring="padded"),
+    "padded": partial(Ours, live=False, scoring="padded"),
+    "shared-live": partial(Ours, live=True, scoring="shared_prefix"),
+    "shared": partial(Ours, live=False, scoring="shared_prefix"),
 }
-"""`trl` is the algorithm of TRL's DPOTrainer with its reference in each step, `trl-precomputed` with its reference
-computed before; `padded` and `shared` are this package's layouts with the cached reference, `-live` with a copy."""
+"""`trl` is TRL's DPOTrainer by its GPU path, `base` the same algorithm without TRL; `padded` and `shared` are this
+package's layouts. The reference runs in each step of `trl`, `base` and `-live`; the others know its numbers."""

@@ -84,18 +84,17 @@ def file_batches(path: Path, model: str, batches: int, pairs: int, longest: int 
     for start in range(0, min(len(rows), batches * pairs), pairs):
         texts = rows[start : start + pairs]
         prompt = [tokenizer(row["prompt"])["input_ids"][: longest // 2] for row in texts]
-        sides = [
-            [
-                (tokenizer(row[name], add_special_tokens=False)["input_ids"] or [tokenizer.eos_token_id])[
-                    : longest // 2
-                ]
-                for row in texts
-            ]
-            for name in ("chosen", "rejected")
-        ]
-        parts = (Ragged.from_rows(side, torch.int32) for side in (prompt, *sides))
+        chosen, rejected = (
+            [_response(tokenizer, row[name], longest // 2) for row in texts] for name in ("chosen", "rejected")
+        )
+        parts = (Ragged.from_rows(side, torch.int32) for side in (prompt, chosen, rejected))
         made.append(PairBatch(*parts, index=torch.arange(len(texts))))
     return made
+
+
+def _response(tokenizer: Any, text: str, longest: int) -> list[int]:
+    ids = tokenizer(text, add_special_tokens=False)["input_ids"][: longest - 1]
+    return [*ids, tokenizer.eos_token_id]
 
 
 def build(model: str, dtype: torch.dtype, device: str) -> PreTrainedModel:

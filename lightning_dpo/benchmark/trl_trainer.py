@@ -1,0 +1,81 @@
+"""TRL's own DPOTrainer as a contender (pip install 'lightning-dpo[bench]'), on the same pairs and weights."""
+
+import tempfile
+from typing import Any
+
+import torch
+from torch.nn.utils import clip_grad_norm_
+
+from lightning_dpo.batch import PairBatch
+from lightning_dpo.benchmark.contenders import BETA, Contender, Options
+
+
+class TrlTrainer(Contender):
+    """`DPOTrainer.training_step` of TRL, with TRL's collator.
+
+    Args:
+        as_on_gpu: take the branch that TRL takes on a GPU (the head on response positions only). As shipped, it runs
+            the head on every position of a CPU batch.
+    """
+
+    def __init__(self, build, options: Options, live: bool, as_on_gpu: bool):
+        super().__init__(build, options, live)
+        from datasets import Dataset
+        from trl.trainer import utils
+        from trl.trainer.dpo_config import DPOConfig
+        from trl.trainer.dpo_trainer import DPOTrainer
+
+        self.as_on_gpu, self.utils = as_on_gpu, utils
+        on_cpu = self.model.device.type == "cpu"
+        settings = DPOConfig(
+            output_dir=tempfile.mkdtemp(), beta=BETA, bf16=options.autocast, use_cpu=on_cpu, report_to="none",
+            gradient_checkpointing=options.checkpointing, max_length=None, loss_type=["sigmoid"], logging_steps=10**9,
+        )  # fmt: skip
+        row = {"prompt": ["a"], "chosen": ["b"], "rejected": ["c"]}
+        self.trainer = DPOTrainer(
+            model=self.model,
+            ref_model=self.reference or build(),
+            args=settings,
+            train_dataset=Dataset.from_dict(row),
+            processing_class=_tokenizer(),
+        )
+        self.trainer.precompute_ref_logps = not live
+        self.trainer.current_gradient_accumulation_steps = 1  # which train() would set
+        self.inputs: dict[int, dict[str, Any]] = {}
+
+    def prepare(self, batches: list[PairBatch]) -> None:
+        self.inputs = {id(batch): self._collated(batch) for batch in batches}
+        if self.live:
+            return
+        with self._compact(), torch.no_grad():
+            for inputs in self.inputs.values():
+                chosen, rejected = self.trainer.compute_ref_log_probs(self.trainer.ref_model, inputs)
+                inputs |= {"ref_chosen_logps": chosen, "ref_rejected_logps": rejected}
+
+    def _collated(self, batch: PairBatch) -> dict[str, Any]:
+        rows = zip(*(getattr(batch, side).rows() for side in ("prompt", "chosen", "rejected")), strict=True)
+        names = ("prompt_ids", "chosen_ids", "rejected_ids")
+        examples: list[dict[str, Any]] = [dict(zip(names, (ids.tolist() for ids in row), strict=True)) for row in rows]
+        return {name: t.to(self.model.device) for name, t in self.trainer.data_collator(examples).items()}
+
+    def step(self, batch: PairBatch) -> torch.Tensor:
+        with self._compact():
+            loss = self.trainer.training_step(self.model, dict(self.inputs[id(batch)]), len(batch))
+        clip_grad_norm_(self.model.parameters(), 1.0)
+        self.optimizer.step()
+        self.optimizer.zero_grad()
+        return loss
+
+    def _compact(self):
+        from unittest.mock import patch
+
+        return patch.object(self.utils, "_use_triton", (lambda _: True) if self.as_on_gpu else self.utils._use_triton)
+
+
+def _tokenizer():
+    from tokenizers import Tokenizer, models, pre_tokenizers
+    from transformers import PreTrainedTokenizerFast
+
+    words = Tokenizer(models.WordLevel({"<end>": 0, "a": 1, "b": 2, "c": 3}, unk_token="<end>"))
+    words.pre_tokenizer = pre_tokenizers.Whitespace()  # type: ignore[assignment]
+    return PreTrainedTokenizerFast(tokenizer_object=words, eos_token="<end>", pad_token="<end>")

@@ -78,10 +78,14 @@ def train(cfg: DictConfig, choices: dict[str, str | None], overrides: list[str])
     data = instantiate(cfg.data, tokenizer=tokenizer)
     data.setup()
     report = console.data_page(data, folder.path)
-    if data.report:
+    if data.report and not data.report_ches:
         return None
     policy = instantiate(cfg.model)
     models.check_fits(policy, data.pairs())
+    if data.report_ches:
+        console.ches_page(policy, data, folder.path, report)
+    if data.report:
+        return None
     module = DPOModule(
         policy,
         loss=instantiate(cfg.loss),

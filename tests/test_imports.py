@@ -24,7 +24,7 @@ LAYERS = [
     {"run_folder", "compare"},
     {"samples", "displacement"},
     {"module", "data.module", "tracking"},
-    {"checks", "data", "data.report", "data.stream"},
+    {"checks", "data", "data.report", "data.ches_report", "data.stream"},
     {"reference"},
     {"precompute", "optim", "data.sets", "data.warn"},
     {"data.store"},

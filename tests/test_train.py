@@ -128,6 +128,14 @@ def test_reference_none_with_a_loss_that_needs_none(command, short, tmp_path):
     )
 
 
+def test_a_report_stops_before_training_and_ches_needs_only_the_policy(command, short, tmp_path):
+    code, said = command("data.report=true", "data.report_ches=true", "data.report_plot=true", *short)
+    assert code == 0 and "most alike: " in said
+    files = {p.name for p in (tmp_path / "run").iterdir()}
+    assert files == {"config.yaml", "data_report.json", "data_ches.csv", "data_lengths.png", "train.log"}
+    assert json.loads((tmp_path / "run" / "data_report.json").read_text())["ches"]["pairs"] == 48
+
+
 def test_a_stream_trains_and_says_what_it_has_read(command, short, few_reviews, tmp_path):
     (tmp_path / "rows.jsonl").write_text("broken\n" + few_reviews.read_text())
     options = [s for s in short if not s.startswith(("data.train", "reference"))]

@@ -8,7 +8,6 @@ import json
 import multiprocessing
 import os
 import shlex
-import shutil
 import signal
 import sys
 import uuid
@@ -21,22 +20,14 @@ from typing import Any
 
 from filelock import BaseFileLock, FileLock, Timeout
 from hydra.core.hydra_config import HydraConfig
-from hydra.core.override_parser.overrides_parser import OverridesParser
-from hydra.core.override_parser.types import Override, ValueType
 from hydra.experimental.callback import Callback
-from omegaconf import DictConfig, OmegaConf, open_dict, read_write
+from omegaconf import DictConfig, open_dict, read_write
 
-from lightning_dpo import compare, jobs
+from lightning_dpo import compare, grid, jobs
 from lightning_dpo.errors import ConfigError
 from lightning_dpo.files import write_json
 from lightning_dpo.overview import Overview, failures, stamp
 from lightning_dpo.resolvers import visible_gpus
-
-OF_ONE_JOB = {
-    "output_dir": "would put every job into one folder; type sweep_name=... or hydra.sweep.dir=...",
-    "run_name": "would give every job one name; jobs are named by their overrides; type sweep_name=... for all of them",
-}
-"""Keys that a sweep refuses, and why."""
 
 
 @dataclass
@@ -73,7 +64,7 @@ class Start(Callback):
 def _begin(config: DictConfig) -> Sweep:
     typed = list(config.hydra.overrides.task)
     launcher = str(config.hydra.runtime.choices["hydra/launcher"])
-    _refuse(typed, launcher)
+    grid.refuse(typed, launcher)
     command = _command()
     if config.sweep_name is None:
         name = f"sweep_name={stamp()}"
@@ -88,13 +79,13 @@ def _begin(config: DictConfig) -> Sweep:
         lock.acquire()
     except Timeout:
         raise ConfigError(f"{folder}: another sweep is running in this folder; type sweep_name=...") from None
-    overrides = _parsed(config)
+    overrides = grid.parsed(config)
     # What varied before keeps its place in the names: part of a grid finds the folders of the whole.
-    varied = {*jobs.read(folder / "sweep.json").get("varied", ()), *_varied(overrides)}
+    varied = {*jobs.read(folder / "sweep.json").get("varied", ()), *grid.varied(overrides)}
     fixed = ",".join(f"'{o.key_or_group}'" for o in overrides if o.key_or_group not in varied)
     with read_write(config.hydra):
         config.hydra.overrides.hydra.append(f"hydra.job.config.override_dirname.exclude_keys=[{fixed}]")
-    total, invocation = _jobs_of(overrides, config), uuid.uuid4().hex
+    total, invocation = grid.jobs_of(overrides, config), uuid.uuid4().hex
     gpus = visible_gpus() if launcher == "joblib" else []
     about = {"command": command, "invocation": invocation, "jobs": total, "launcher": launcher, "gpus": gpus}
     write_json(folder / "sweep.json", about | {"varied": sorted(varied)})
@@ -106,50 +97,9 @@ def _begin(config: DictConfig) -> Sweep:
     return Sweep(folder, command, invocation, lock, overview, handlers)
 
 
-def _refuse(typed: list[str], launcher: str) -> None:
-    for key, reason in OF_ONE_JOB.items():
-        if any(override.startswith(f"{key}=") for override in typed):
-            raise ConfigError(f"{key}=... in a sweep {reason}")
-    if launcher == "submitit_slurm" and shutil.which("sbatch") is None:
-        raise ConfigError(
-            "launcher=submitit_slurm: there is no sbatch here; type it on a login node of the cluster, "
-            "or type launcher=submitit_local or launcher=joblib"
-        )
-
-
-def refuse_alone(typed: list[str]) -> None:
-    """Errors: ConfigError for a key that means nothing to a single run."""
-    for override in typed:
-        if override.partition("=")[0] in ("sweep_name", "launcher"):
-            raise ConfigError(f"{override} without a sweep; type -m, with several values for a key: -m beta=0.1,0.5")
-
-
 def _command() -> str:
     program = sys.argv[0] if sys.argv[0].startswith("lightning-dpo") else "python -m lightning_dpo.train"
     return f"{program} {shlex.join(sys.argv[1:])}"
-
-
-def _parsed(config: DictConfig) -> list[Override]:
-    """What varies and what does not, the last word on each key only."""
-    params = OmegaConf.select(config, "hydra.sweeper.params") or {}
-    texts = [*(f"{key}={value}" for key, value in params.items()), *config.hydra.overrides.task]
-    return list({o.key_or_group: o for o in OverridesParser.create().parse_overrides(texts)}.values())
-
-
-def _varied(overrides: Sequence[Override]) -> set[str]:
-    return {o.key_or_group for o in overrides if o.is_sweep_override()}
-
-
-def _jobs_of(overrides: Sequence[Override], config: DictConfig) -> int | None:
-    """The size of the grid; None for a search or a glob, which say it themselves."""
-    grid = config.hydra.runtime.choices["hydra/sweeper"] == "basic"
-    if not grid or any(o.value_type == ValueType.GLOB_CHOICE_SWEEP for o in overrides):
-        return None
-    total = 1
-    for override in overrides:
-        if override.is_sweep_override():
-            total *= len(list(override.sweep_string_iterator()))
-    return total
 
 
 def job(cfg: DictConfig, body: Callable[[DictConfig], float | None]) -> float | None:

@@ -16,7 +16,7 @@ from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 
-from lightning_dpo import config, sweep
+from lightning_dpo import config, grid, sweep
 from lightning_dpo.errors import DataError
 
 log = logging.getLogger(__name__)
@@ -46,7 +46,7 @@ def job(cfg: DictConfig) -> float | None:
     run = partial(train, choices=dict(state.runtime.choices), overrides=list(state.overrides.task))
     if state.mode == RunMode.MULTIRUN:
         return sweep.job(cfg, run)
-    sweep.refuse_alone(list(state.overrides.task))
+    grid.refuse_alone(list(state.overrides.task))
     try:
         return run(cfg)
     except Exception:

@@ -18,7 +18,7 @@ LAYERS = [
     {"__main__"},
     {"train"} | {n for n in FILES if n.startswith("benchmark")},
     {"sweep"},
-    {"overview"},
+    {"overview", "grid"},
     {"jobs"},
     {"console", "config"},
     {"run_folder", "compare"},
@@ -69,7 +69,9 @@ def test_imports_point_downward(name):
         assert LEVEL[other] > LEVEL[name] or same_package, f"{name} imports {other}, which is above it"
 
 
-@pytest.mark.parametrize(("library", "users"), [("hydra", {"train", "config", "sweep"}), ("wandb", {"tracking"})])
+@pytest.mark.parametrize(
+    ("library", "users"), [("hydra", {"train", "config", "sweep", "grid"}), ("wandb", {"tracking"})]
+)
 def test_hydra_and_wandb_are_met_in_few_places(library, users):
     assert {name for name, path in FILES.items() if any(i.split(".")[0] == library for i in imports(path))} == users
 

@@ -14,8 +14,10 @@ from omegaconf import DictConfig
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
+from transformers import PreTrainedModel
 
 from lightning_dpo.data import PreferenceDataModule
+from lightning_dpo.data.ches_report import ches_report
 from lightning_dpo.data.report import data_report, plot_lengths
 from lightning_dpo.files import write_json
 from lightning_dpo.module import DPOModule
@@ -36,6 +38,16 @@ TABLE = {
     "validity": "val/samples/valid",
 }
 """Rows of the closing table; a row without a value is left out."""
+
+ODDITIES = {
+    "cut_prompt": "prompts cut",
+    "cut_chosen": "chosen cut",
+    "cut_rejected": "rejected cut",
+    "exact_duplicates": "exact duplicates",
+    "contradictory": "contradictory",
+    "merged_border": "tokens merged over the border",
+}
+"""Counts of the data report that its page names where they are not 0."""
 
 
 def quiet() -> None:
@@ -86,7 +98,8 @@ def data_page(data: PreferenceDataModule, folder: Path) -> dict[str, Any]:
         weight = f" x {source['weight']:g}" if source["weight"] != 1 else ""
         say(f"{source['set']:10} {source['path']}{weight}: {source['rows']:,} rows{dropped}")
     for name, described in report["sets"].items():
-        say(f"{name:10} {_described(described)}")
+        shared = report["shared_with_train"].get(name, {}).get("prompts", 0)
+        say(f"{name:10} {_described(described, shared)}")
     for warning in report["warnings"]:
         say(Text(f"warning    {warning}", style="yellow"))
     for example in report.get("examples", []):
@@ -101,12 +114,27 @@ def stream_page(data: PreferenceDataModule, folder: Path, report: dict[str, Any]
     say("train      read from the stream: " + ", ".join(f"{n:,} {what}" for what, n in data.stream_counts.items()))
 
 
-def _described(described: dict[str, Any]) -> str:
+def ches_page(policy: PreTrainedModel, data: PreferenceDataModule, folder: Path, report: dict[str, Any]) -> None:
+    """Say which training pairs look most alike to the policy; the scores of all go to data_ches.csv."""
+    assert data.train_pairs is not None  # a stream has no report
+    report["ches"] = ches = ches_report(policy, data.train_pairs, folder / "data_ches.csv")
+    write_json(folder / "data_report.json", report)
+    alike = ", ".join(f"{pair['where']} ({pair['ches']:.3g})" for pair in ches["most_alike"])
+    say(f"ches       median {ches['q50']:.3g} (5 %: {ches['q05']:.3g}, 95 %: {ches['q95']:.3g}); most alike: {alike}")
+    say(
+        "           training on the highest may push their chosen responses down: leave those out first (data_ches.csv)"
+    )
+
+
+def _described(described: dict[str, Any], shared: int) -> str:
     lengths = (f"{side} {n['q50']} (95 %: {n['q95']})" for side, n in described["lengths"].items())
     longer = described["longer_wins"]["accuracy"]
+    seen = ", ".join(f"{described[name]:,} {words}" for name, words in ODDITIES.items() if described[name])
+    in_train = f" ({shared:,} also in train)" if shared else ""
     return (
-        f"{described['pairs']:,} pairs, {described['prompts']:,} prompts; median tokens: {', '.join(lengths)}; "
-        f'"the longer one wins": {longer:.1%}'
+        f"{described['pairs']:,} pairs, {described['prompts']:,} prompts{in_train}; "
+        f"median tokens: {', '.join(lengths)}; "
+        f'"the longer one wins": {longer:.1%}{seen and "; " + seen}'
     )
 
 

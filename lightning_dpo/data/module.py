@@ -46,7 +46,8 @@ class PreferenceDataModule(L.LightningDataModule):
         num_workers: processes that prepare batches. num_proc: processes that tokenise.
         chat_template: Jinja text, or a file of it; replaces the tokenizer's own.
         cache_dir: where tokenised sources are kept, found by content.
-        report, report_plot: for the command `train`: stop after the data report; draw its lengths.
+        report, report_plot, report_ches: for the command `train`: stop after the data report; draw its lengths; score
+            each training pair by CHES, which needs the policy.
 
     After `setup`: `train_pairs` and `val_sets` by name, each a PairSet (with `streaming` there is no `train_pairs`).
 
@@ -78,6 +79,7 @@ class PreferenceDataModule(L.LightningDataModule):
         cache_dir: str | Path = CACHE_DIR,
         report: bool = False,
         report_plot: bool = False,
+        report_ches: bool = False,
         seed: int = 0,
     ):
         super().__init__()
@@ -90,7 +92,7 @@ class PreferenceDataModule(L.LightningDataModule):
         self.train, self.val, self.streaming = train, val, streaming
         self.hub = {"subset": subset, "split": split, "revision": revision}
         self.batch_size, self.shuffle, self.num_workers, self.seed = batch_size, shuffle, num_workers, seed
-        self.report, self.report_plot = report, report_plot
+        self.report, self.report_plot, self.report_ches = report, report_plot, report_ches
         self.train_pairs: PairSet | None = None
         self.val_sets: dict[str, PairSet] = {}
         self._epoch = self._batches = self._rows_used = 0
@@ -100,7 +102,7 @@ class PreferenceDataModule(L.LightningDataModule):
             raise DataError(
                 f"data.val={val} with data.streaming=true: a stream cannot be split by prompt; name a source"
             )
-        if streaming and (report or report_plot):
+        if streaming and (report or report_plot or report_ches):
             raise DataError(
                 "data.report with data.streaming=true: a stream is read as it is trained; type data.streaming=false"
             )

@@ -50,7 +50,6 @@ def data_report(data: PreferenceDataModule) -> dict[str, Any]:
 
 
 def _sources(data: PreferenceDataModule) -> list[dict[str, Any]]:
-    weights = {source.path: source.weight for source in data.sources}
     seen, rows = set(), []
     for name, pairs in data.sets().items():
         for part in pairs.parts:
@@ -61,7 +60,7 @@ def _sources(data: PreferenceDataModule) -> list[dict[str, Any]]:
                 {
                     "path": part.source.path,
                     "set": name,
-                    "weight": weights.get(part.source.path, 1.0),
+                    "weight": part.source.weight,
                     "rows": part.manifest["records"],
                     "pairs": len(part),
                     "dropped": part.manifest["dropped"],

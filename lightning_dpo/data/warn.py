@@ -13,9 +13,15 @@ def warnings(report: dict[str, Any]) -> list[str]:
     said = [w for source in report["sources"] for w in _of_source(source)]
     said += [w for name, described in report["sets"].items() for w in _of_set(name, described)]
     for name, shared in report["shared_with_train"].items():
-        if shared["prompts"]:
+        prompts = report["sets"][name]["prompts"]
+        if shared["pairs"]:
             said.append(
-                f"{shared['prompts']:,} prompts of {name} are also trained on, so it measures memory; "
+                f"{shared['pairs']:,} pairs of {name} are also trained on, so it measures memory; "
+                "type data.val=0.05 for a split by prompt, or take them out"
+            )
+        elif 0 < shared["prompts"] < prompts:  # all of them: a closed set of prompts, on purpose
+            said.append(
+                f"{shared['prompts']:,} of the {prompts:,} prompts of {name} are also trained on; "
                 "type data.val=0.05 for a split by prompt, or take them out"
             )
     return said

@@ -76,6 +76,28 @@ def test_warnings_name_what_to_do_and_stay_away_where_nothing_is_wrong(data, rev
     assert data_report(clean)["warnings"] == []
 
 
+def test_a_closed_set_of_prompts_is_no_leak_and_a_shared_prompt_or_pair_is(reviews, tmp_path):
+    def warned(train, val) -> str:
+        for name, pairs in (("train", train), ("val", val)):
+            rows = [dict(prompt=f"review of a {p} plot", chosen=f" {c}", rejected=" weak") for p, c in pairs]
+            (tmp_path / f"{name}.jsonl").write_text("\n".join(map(json.dumps, rows)))
+        data = PreferenceDataModule(reviews / "model", tmp_path / "train.jsonl", tmp_path / "val.jsonl")
+        data.setup()
+        return " ".join(w for w in data_report(data)["warnings"] if "also trained on" in w)
+
+    train = [("witty", "witty"), ("dull", "witty")]
+    assert warned(train, [("witty", "charming"), ("dull", "charming")]) == ""
+    assert "1 of the 2 prompts of val" in warned(train, [("witty", "charming"), ("flat", "charming")])
+    assert "1 pairs of val" in warned(train, [("witty", "charming"), ("dull", "witty")])
+
+
+def test_the_weight_of_a_source_is_its_own(reviews, few_reviews):
+    """Two entries of one path may differ in split, subset or weight."""
+    data = PreferenceDataModule(reviews / "model", [{"path": few_reviews, "weight": w} for w in (2, 0.5)])
+    data.setup()
+    assert [source["weight"] for source in data_report(data)["sources"]] == [2, 0.5]
+
+
 def test_three_pairs_are_shown_decoded_with_the_trained_tokens_marked(data, rows):
     examples = data_report(data)["examples"]
     assert [e["where"][-2:] for e in examples] == [":1", ":2", ":3"]

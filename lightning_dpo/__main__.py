@@ -3,7 +3,11 @@
 import sys
 from importlib import import_module
 
-COMMANDS = {"train": "train a policy on preference pairs", "compare": "a table of finished runs"}
+COMMANDS = {
+    "train": "train a policy on preference pairs",
+    "compare": "a table of finished runs",
+    "dashboard": "a W&B workspace for the runs",
+}
 
 
 def main() -> None:

@@ -1,7 +1,7 @@
 """The W&B workspace of this project, as code: `python -m lightning_dpo.dashboard --project lightning_dpo`.
 
-Creates it in your project (WANDB_API_KEY, or `wandb login`) and prints its address; `--dry-run` prints its JSON and needs
-no network. The runs are those that logger=wandb has uploaded. pip install 'lightning-dpo[dashboard]'
+Creates it in your project (WANDB_API_KEY, or `wandb login`) and prints its address; `--dry-run` prints its JSON and
+needs no network. The runs are those that logger=wandb has uploaded. pip install 'lightning-dpo[dashboard]'
 """
 
 import argparse

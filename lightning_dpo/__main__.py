@@ -6,6 +6,7 @@ from importlib import import_module
 COMMANDS = {
     "train": "train a policy on preference pairs",
     "compare": "a table of finished runs",
+    "benchmark": "what a step costs",
     "dashboard": "a W&B workspace for the runs",
 }
 

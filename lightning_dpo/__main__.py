@@ -7,6 +7,7 @@ COMMANDS = {
     "train": "train a policy on preference pairs",
     "compare": "a table of finished runs",
     "benchmark": "what a step costs",
+    "dashboard": "a W&B workspace for the runs",
 }
 
 

@@ -15,6 +15,7 @@ from lightning.pytorch.utilities import rank_zero_only
 from wandb.errors import AuthenticationError, CommError, UsageError
 
 from lightning_dpo.batch import PairBatch
+from lightning_dpo.errors import ConfigError
 
 log = logging.getLogger(__name__)
 
@@ -110,6 +111,18 @@ def _define(logger: Logger) -> None:
         for name, best in BEST.items():
             # Without the step, this would take away the axis that Lightning has defined for all names.
             logger.experiment.define_metric(name, step_metric=STEP, summary=f"last,{best}")
+
+
+def online_entity() -> str:
+    """The user's or team's name at W&B.
+
+    Errors: ConfigError where W&B cannot be asked.
+    """
+    try:
+        return wandb.Api(timeout=10).default_entity or ""
+    except (CommError, UsageError, AuthenticationError) as error:
+        reason = str(error).splitlines()[0]
+        raise ConfigError(f"W&B cannot be reached ({reason}); type wandb login, or --dry-run for the JSON") from None
 
 
 def annotate(loggers: Iterable[Logger], name: str, text: str) -> None:

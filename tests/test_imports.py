@@ -16,7 +16,7 @@ FILES = {
 }
 LAYERS = [
     {"__main__"},
-    {"train"} | {n for n in FILES if n.startswith("benchmark")},
+    {"train", "dashboard"} | {n for n in FILES if n.startswith("benchmark")},
     {"sweep"},
     {"overview", "grid"},
     {"jobs"},

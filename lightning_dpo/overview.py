@@ -9,7 +9,7 @@ from typing import Any
 
 from lightning_dpo import jobs
 
-LOOK_EVERY = 0.3
+LOOK_EVERY = 0.5
 """Seconds."""
 
 Record = dict[str, Any]

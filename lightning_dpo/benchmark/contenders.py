@@ -155,8 +155,8 @@ CONTENDERS: dict[str, Callable[..., Contender]] = {
     "shared": partial(Ours, live=False, scoring="shared_prefix"),
 }
 """`plain` holds all logits at once; `trl` is TRL's DPOTrainer by its GPU path, `base` the same algorithm without TRL;
-`padded` and `shared` are this package's layouts. The reference runs in each step of `plain`, `trl`, `base` and `-live`; the
-others know its numbers."""
+`padded` and `shared` are this package's layouts. The reference runs in each step of `plain`, `trl`, `base` and `-live`;
+the others know its numbers."""
 
 
 def make(name: str, build: Callable[[], PreTrainedModel]) -> Contender:

@@ -132,8 +132,8 @@ def test_a_target_that_an_interpolation_makes_is_refused(stranger):
 def test_what_hydra_itself_would_run_is_refused_before_it_does(stranger, command, text, key, sweep):
     (stranger / "theirs" / "experiment").mkdir(parents=True)
     (stranger / "theirs" / "experiment" / "nice.yaml").write_text(f"# @package _global_\nhydra: {{{text}}}\n")
-    options = ["-m", "seed=0,1"] if sweep else []
-    code, said = command("--config-dir", str(stranger / "theirs"), "+experiment=nice"[1:], *options)
+    options = ["-m", "seed=0,1"] if sweep else ["seed=0"]
+    code, said = command("--config-dir", str(stranger / "theirs"), *options, "experiment=nice")
     (line,) = [line for line in said.splitlines() if line.startswith("error: ")]
     assert code == 2 and key in line and "Traceback" not in said
     assert {p.name for p in stranger.iterdir()} <= {"smuggled.py", "theirs", "__pycache__"}, "nothing was written"
@@ -153,7 +153,7 @@ from lightning_dpo.losses import dpo
 from os import system
 def loss(logps, *, beta): return dpo(logps, beta=beta)
 def count(texts): return [len(t) for t in texts]
-class Slow(torch.optim.SGD): ...
+class Slow(torch.optim.AdamW): ...
 class Log: ...
 """
 
@@ -170,7 +170,7 @@ def own(tmp_path, monkeypatch):
 def test_a_package_that_the_environment_names_may_bring_its_own_parts(own):
     check("++loss._target_=own_parts.loss", "~loss.label_smoothing")
     check("samples.scorer=own_parts.count")
-    check("++optimizer={_target_: own_parts.Slow, _partial_: true, lr: 0.1}")
+    check("++optimizer._target_=own_parts.Slow")
 
 
 @pytest.mark.parametrize(
@@ -205,7 +205,7 @@ def test_what_people_use_is_allowed(stranger):
 
 
 def test_callbacks_of_lightning_are_added_to_the_runs_own(command, short, tmp_path):
-    stop = "+callbacks.stop={_target_: lightning.pytorch.callbacks.Timer, duration: {seconds: 0}}"
+    stop = "+callbacks.stop={_target_: lightning.pytorch.callbacks.EarlyStopping, monitor: val/loss, mode: max, patience: 1}"
     code, said = command(*short, stop, "logger=csv", "samples.n=0", "trainer.max_epochs=50")
     assert code == 0, said
     assert len(Path(tmp_path / "run" / "metrics.csv").read_text().splitlines()) < 20

@@ -205,7 +205,8 @@ def test_what_people_use_is_allowed(stranger):
 
 
 def test_callbacks_of_lightning_are_added_to_the_runs_own(command, short, tmp_path):
-    stop = "+callbacks.stop={_target_: lightning.pytorch.callbacks.EarlyStopping, monitor: val/loss, mode: max, patience: 1}"
+    early = "lightning.pytorch.callbacks.EarlyStopping"
+    stop = f"+callbacks.stop={{_target_: {early}, monitor: val/loss, mode: max, patience: 1}}"
     code, said = command(*short, stop, "logger=csv", "samples.n=0", "trainer.max_epochs=50")
     assert code == 0, said
     assert len(Path(tmp_path / "run" / "metrics.csv").read_text().splitlines()) < 20

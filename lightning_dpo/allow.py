@@ -41,8 +41,9 @@ KINDS = {
     "loss.terms.*": Kind("a loss of lightning_dpo.losses", ("lightning_dpo.losses",), "torch.nn.Module", "PairLoss"),
     "optimizer": Kind(
         "a torch.optim.Optimizer of torch, transformers, bitsandbytes or torchao",
-        ("torch", "transformers", "bitsandbytes", "torchao"),
+        ("torch", "transformers", "bitsandbytes", "torchao", "lightning_dpo.optim"),
         "torch.optim.Optimizer",
+        "Optimizer",
     ),
     "scheduler": Kind(
         "lightning_dpo.optim.schedule or a torch.optim.lr_scheduler.LRScheduler",

@@ -58,6 +58,8 @@ def run(
     record: dict[str, Any] = {"invocation": invocation, "overrides": overrides, "began": _now()}
     try:
         with _alone_in(folder):
+            if read(folder / REFUSED).get("invocation") != invocation:
+                (folder / REFUSED).unlink(missing_ok=True)
             former, config = read(folder / FILE), compared(cfg)
             gpus = os.environ.get("CUDA_VISIBLE_DEVICES")
             record |= {"config": config, "pid": os.getpid(), "host": socket.gethostname(), "gpus": gpus}

@@ -3,7 +3,12 @@
 import sys
 from importlib import import_module
 
-COMMANDS = {"train": "train a policy on preference pairs", "compare": "a table of finished runs"}
+COMMANDS = {
+    "train": "train a policy on preference pairs",
+    "compare": "a table of finished runs",
+    "benchmark": "what a step costs",
+    "dashboard": "a W&B workspace for the runs",
+}
 
 
 def main() -> None:

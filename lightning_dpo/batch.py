@@ -45,7 +45,9 @@ class Ragged:
         return self.values[end - int(self.lengths[index]) : end]
 
     def select(self, rows: Sequence[int]) -> "Ragged":
-        return Ragged.from_rows([self.row(i) for i in rows])
+        chosen = torch.as_tensor(rows, dtype=torch.long)
+        lengths = self.lengths[chosen]
+        return Ragged(self.values[ranges(self._ends[chosen] - lengths, lengths).to(self.values.device)], lengths)
 
     def sum(self) -> Tensor:
         """Sum of each row, shape [row]."""
@@ -206,3 +208,13 @@ def _columns(columns: Sequence[Tensor | None], parts: Sequence[PairBatch], defau
         return None
     filled = (torch.full((len(p),), default).double() if c is None else c for c, p in zip(columns, parts, strict=True))
     return torch.cat(list(filled))
+
+
+def ranges(starts: Tensor, lengths: Tensor) -> Tensor:
+    """start, start + 1, ..., start + length - 1 of each, end to end.
+
+    >>> ranges(torch.tensor([5, 0]), torch.tensor([2, 3])).tolist()
+    [5, 6, 0, 1, 2]
+    """
+    before = lengths.cumsum(0) - lengths
+    return (starts - before).repeat_interleave(lengths) + torch.arange(int(lengths.sum()))

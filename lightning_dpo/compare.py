@@ -9,8 +9,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from hydra.experimental.callback import Callback
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import OmegaConf
 
 COLUMNS = {
     "accuracy": "val/rewards/accuracies",
@@ -51,18 +50,6 @@ def show(table: list[dict[str, Any]]) -> None:
     for row, name in zip(table, _short([row["run"] for row in table]), strict=True):
         printed.add_row(name, *("" if v is None else f"{v:.3g}" for k, v in row.items() if k != "run"))
     Console(highlight=False, markup=False).print(printed)
-
-
-class SweepTable(Callback):
-    """Shows a sweep's runs at its end (`hydra.callbacks` in conf/train.yaml)."""
-
-    def on_multirun_end(self, config: DictConfig, **kwargs: Any) -> None:
-        folder = Path(config.hydra.sweep.dir)
-        if table := rows(folder):
-            import pandas as pd
-
-            show(table)
-            pd.DataFrame(table).to_csv(folder / "summary.csv", index=False)
 
 
 def _short(names: list[str]) -> list[str]:

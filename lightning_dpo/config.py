@@ -1,4 +1,4 @@
-"""Configuration: where conf/ is, names and paths as resolvers, and checks before anything loads.
+"""Configuration: where conf/ is, and checks before anything loads.
 
 The Python signatures are the schema: every node with a `_target_` is bound to the signature of what it builds, types
 and ranges included. Combinations that would ignore an option are refused.
@@ -15,6 +15,7 @@ from hydra.errors import HydraException, OverrideParseException
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
+from lightning_dpo import resolvers  # noqa: F401  conf/ uses them
 from lightning_dpo.errors import ConfigError
 from lightning_dpo.signatures import ArgumentError, check_arguments
 
@@ -27,22 +28,6 @@ def config_folder() -> str:
     package = Path(__file__).parent
     installed = package / "conf"
     return str(installed if installed.is_dir() else package.parent / "conf")
-
-
-def slug(text: Any) -> str:
-    """A name that is one safe path component.
-
-    >>> slug("../../etc/passwd"), slug("beta 0.1, loss=ipo")
-    ('etc-passwd', 'beta-0.1-loss-ipo')
-    """
-    return re.sub(r"[^\w.+=-]+", "-", re.sub(r"=", "-", str(text))).strip("-.")[:120] or "run"
-
-
-def register_resolvers() -> None:
-    """`${slug:name}` for file names and `${bundled:file}` for what the package ships."""
-    assets = Path(__file__).parent / "demo" / "assets"
-    OmegaConf.register_new_resolver("slug", slug, replace=True)
-    OmegaConf.register_new_resolver("bundled", lambda name: str(assets / name), replace=True)
 
 
 def refuse_secrets(overrides: list[str]) -> None:
@@ -222,7 +207,6 @@ def known_keys() -> list[str]:
     """Every key of the default run and every group, for suggestions."""
     from hydra import compose, initialize_config_dir
 
-    register_resolvers()
     with initialize_config_dir(config_folder(), version_base="1.3"):
         cfg = compose("train")
     return list(_dotted(OmegaConf.to_container(cfg, resolve=False)))

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from lightning_dpo.attention import Segments
-from lightning_dpo.batch import Ragged, Sharing
+from lightning_dpo.batch import Ragged, Sharing, ranges
 
 GROUP_COST = 64
 """What one more forward pass costs, in tokens: padded rows are split by length where that saves more."""
@@ -113,13 +113,3 @@ def shared_prefix(prompt: Ragged, response: Ragged, shared: Sharing) -> Layout:
     predictors[first] = (of_row[:, 0] + prompt.lengths - 1)[response.lengths > 0]
     members = ranges(of_row.flatten(), torch.stack([prompt.lengths, response.lengths], 1).flatten())
     return Layout(inputs, predictors.to(device), None, members.to(device))
-
-
-def ranges(starts: Tensor, lengths: Tensor) -> Tensor:
-    """start, start + 1, ..., start + length - 1 of each, end to end.
-
-    >>> ranges(torch.tensor([5, 0]), torch.tensor([2, 3])).tolist()
-    [5, 6, 0, 1, 2]
-    """
-    before = lengths.cumsum(0) - lengths
-    return (starts - before).repeat_interleave(lengths) + torch.arange(int(lengths.sum()))

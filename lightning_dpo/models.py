@@ -3,7 +3,7 @@
 import json
 import re
 from pathlib import Path
-from typing import Literal
+from typing import Annotated, Literal
 
 import torch
 from transformers import (
@@ -13,6 +13,7 @@ from transformers import (
     PreTrainedModel,
     PreTrainedTokenizerBase,
 )
+from transformers.modeling_layers import GradientCheckpointingLayer
 
 from lightning_dpo.batch import PairBatch
 from lightning_dpo.errors import ConfigError
@@ -24,6 +25,9 @@ def load_model(
     path: str,
     dtype: Literal["float32", "bfloat16", "float16", "float64"] = "float32",
     trust_remote_code: bool = False,
+    activation_checkpointing: bool = False,
+    compile: bool = False,
+    router_aux_loss_coef: Annotated[float, "[0, inf)"] | None = None,
 ) -> PreTrainedModel:
     """A causal language model, in evaluation mode so that dropout is off.
 
@@ -31,8 +35,12 @@ def load_model(
         path: a folder, or a hub id such as `Qwen/Qwen3-0.6B`. Weights are read from safetensors only.
         dtype: of the parameters; autocast is the trainer's business.
         trust_remote_code: run Python code that comes with the model.
+        activation_checkpointing: compute each layer again in the backward pass, for less memory.
+        compile: torch.compile each layer in place; the first steps take a while.
+        router_aux_loss_coef: weight of the load-balancing loss of a mixture of experts; None: what the model's own
+            configuration says (most have one and leave it off).
 
-    Errors: ConfigError at once for a path that does not exist.
+    Errors: ConfigError at once for a path that does not exist, or for an option that the model cannot do.
     """
     model = AutoModelForCausalLM.from_pretrained(
         checked_path(path),
@@ -40,7 +48,61 @@ def load_model(
         trust_remote_code=trust_remote_code,
         use_safetensors=True,
     )
-    return model.eval()
+    model.eval()
+    if router_aux_loss_coef is not None:
+        _balance_experts(model, router_aux_loss_coef)
+    if activation_checkpointing:
+        checkpoint_activations(model)
+    if compile:
+        compile_layers(model)
+    return model
+
+
+def _balance_experts(model: PreTrainedModel, weight: float) -> None:
+    config = model.config.get_text_config()
+    if not hasattr(config, "router_aux_loss_coef"):
+        raise ConfigError(f"model.router_aux_loss_coef={weight}: {type(model).__name__} has no experts; leave it out")
+    config.router_aux_loss_coef, config.output_router_logits = weight, weight > 0
+
+
+def without_dropout(model: PreTrainedModel) -> PreTrainedModel:
+    """The model in evaluation mode, while its layers stay checkpointed: those do that in training mode alone."""
+    model.eval()
+    if model.is_activation_checkpointing:
+        for layer in _layers(model):
+            layer.training = True  # of the layer itself and not of the modules in it
+            for name in [n for n, value in vars(layer).items() if "drop" in n and isinstance(value, float)]:
+                setattr(layer, name, 0.0)
+    return model
+
+
+def checkpoint_activations(model: PreTrainedModel) -> None:
+    """Keep the input of each layer alone, and compute the layer again in the backward pass: less memory, a third more
+    work.
+
+    Errors: ConfigError for a model whose layers do not know how.
+    """
+    if not model.supports_gradient_checkpointing or not _layers(model):
+        name = type(model).__name__
+        raise ConfigError(f"model.activation_checkpointing=true: the layers of {name} do not know how; leave it out")
+    model.activation_checkpointing_enable({"use_reentrant": False})
+    without_dropout(model)
+
+
+def compile_layers(model: PreTrainedModel, backend: str = "inductor") -> None:
+    """Compile each layer where it stands: its parameters keep their names, and all lengths share a graph.
+
+    Errors: ConfigError for a model without such layers.
+    """
+    layers = _layers(model)
+    if not layers:
+        raise ConfigError(f"model.compile=true: {type(model).__name__} has no layers to compile; leave it out")
+    for layer in layers:
+        layer.compile(dynamic=True, backend=backend)
+
+
+def _layers(model: PreTrainedModel) -> list[torch.nn.Module]:
+    return [module for module in model.modules() if isinstance(module, GradientCheckpointingLayer)]
 
 
 def load_tokenizer(path: str | Path, trust_remote_code: bool = False) -> PreTrainedTokenizerBase:

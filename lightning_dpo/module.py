@@ -21,7 +21,7 @@ from lightning_dpo.experts import coefficient
 from lightning_dpo.losses import Loss, PairLogps, needs_of
 from lightning_dpo.losses.plain import from_plain, to_plain
 from lightning_dpo.metrics import PairMeans, pair_metrics
-from lightning_dpo.models import from_plain_config, load_model, plain_config
+from lightning_dpo.models import from_plain_config, load_model, plain_config, without_dropout
 from lightning_dpo.optim import schedule
 from lightning_dpo.reference import Reference
 from lightning_dpo.scoring import Scorer, Scores, Scoring
@@ -82,7 +82,7 @@ class DPOModule(L.LightningModule):
     def train(self, mode: bool = True) -> "DPOModule":
         """Dropout is off in training too: policy and reference must differ by their weights alone."""
         super().train(mode)
-        self.policy.eval()
+        without_dropout(self.policy)
         if self.reference is not None:
             self.reference.eval()
         return self
@@ -221,7 +221,7 @@ def _policy(model: PreTrainedModel | str | Path | Mapping[str, Any], trust_remot
         return from_plain_config(dict(model))
     if isinstance(model, str | Path):
         return load_model(str(model), trust_remote_code=trust_remote_code)
-    return model.eval()
+    return without_dropout(model)
 
 
 def _loss(loss: Loss | Mapping[str, Any]) -> Loss:

@@ -9,11 +9,11 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from lightning_dpo.attention import packed_attention, plain_attention
-from lightning_dpo.batch import PairBatch, Ragged, Sharing, TokenLogps
+from lightning_dpo.batch import PairBatch, Ragged, Sharing, TokenLogps, ranges
 from lightning_dpo.errors import ConfigError
 from lightning_dpo.experts import balance
 from lightning_dpo.head import Head, States, captured_head_input, find_head, in_chunks
-from lightning_dpo.layout import Layout, padded_groups, ranges, shared_prefix
+from lightning_dpo.layout import Layout, padded_groups, shared_prefix
 from lightning_dpo.soundness import canary, objection
 
 log = logging.getLogger(__name__)

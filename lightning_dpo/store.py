@@ -26,9 +26,8 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from lightning_dpo.batch import PairBatch, Ragged, TokenLogps
+from lightning_dpo.batch import PairBatch, Ragged, TokenLogps, ranges
 from lightning_dpo.files import whole_folder, write_json
-from lightning_dpo.layout import ranges
 
 log = logging.getLogger(__name__)
 

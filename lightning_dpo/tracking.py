@@ -3,7 +3,8 @@
 import csv
 import logging
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -14,8 +15,15 @@ from lightning.pytorch.utilities import rank_zero_only
 from wandb.errors import AuthenticationError, CommError, UsageError
 
 from lightning_dpo.batch import PairBatch
+from lightning_dpo.errors import ConfigError
 
 log = logging.getLogger(__name__)
+
+STEP = "trainer/global_step"
+"""W&B's axis of all metrics, as Lightning's logger names it; metrics.csv calls it `step`."""
+
+BEST = {"val/loss": "min", "val/rewards/accuracies": "max"}
+"""Metrics whose best value W&B keeps in a run's summary, beside the last."""
 
 
 class MetricsCSV(Logger):
@@ -94,7 +102,27 @@ def connect(build: Callable[..., Logger]) -> Logger:
             log.warning("W&B offline: %s", reason)
             wandb.teardown()
             logger = build(mode="offline")
+        _define(logger)
     return logger
+
+
+def _define(logger: Logger) -> None:
+    if isinstance(logger, WandbLogger):
+        for name, best in BEST.items():
+            # Without the step, this would take away the axis that Lightning has defined for all names.
+            logger.experiment.define_metric(name, step_metric=STEP, summary=f"last,{best}")
+
+
+def online_entity() -> str:
+    """The user's or team's name at W&B.
+
+    Errors: ConfigError where W&B cannot be asked.
+    """
+    try:
+        return wandb.Api(timeout=10).default_entity or ""
+    except (CommError, UsageError, AuthenticationError) as error:
+        reason = str(error).splitlines()[0]
+        raise ConfigError(f"W&B cannot be reached ({reason}); type wandb login, or --dry-run for the JSON") from None
 
 
 def annotate(loggers: Iterable[Logger], name: str, text: str) -> None:
@@ -104,7 +132,13 @@ def annotate(loggers: Iterable[Logger], name: str, text: str) -> None:
             logger.experiment.summary[name] = text
 
 
-def close() -> None:
-    """End the W&B run: a later logger of the same process would go on in it."""
-    if wandb.run is not None:
-        wandb.finish()
+@contextmanager
+def closing() -> Iterator[None]:
+    """The W&B run ends with the block, as finished or as failed: a later logger of the process would go on in it."""
+    failed = 1
+    try:
+        yield
+        failed = 0
+    finally:
+        if wandb.run is not None:
+            wandb.finish(exit_code=failed)

@@ -14,14 +14,12 @@ from functools import partial
 import hydra
 from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
-from omegaconf import DictConfig, OmegaConf, open_dict
+from omegaconf import DictConfig, OmegaConf
 
-from lightning_dpo import config
-from lightning_dpo.errors import ConfigError, DataError
+from lightning_dpo import config, grid, sweep
+from lightning_dpo.errors import DataError
 
 log = logging.getLogger(__name__)
-
-config.register_resolvers()
 
 
 def main() -> None:
@@ -31,7 +29,8 @@ def main() -> None:
     overrides = [argument for argument in sys.argv[1:] if not argument.startswith("-")]
     try:
         config.refuse_secrets(overrides)
-        job()
+        with sweep.ending():
+            job()
     except Exception as error:
         if config.is_user_error(error) or isinstance(error, DataError):
             print(f"error: {config.explain(error, overrides)}", file=sys.stderr)
@@ -42,16 +41,14 @@ def main() -> None:
 
 @hydra.main(config_path=config.config_folder(), config_name="train", version_base="1.3")
 def job(cfg: DictConfig) -> float | None:
-    """One run. Returns its objective, so that a sweeper can search over it."""
+    """One run, or one of a sweep. Returns its objective, so that a sweeper can search over it."""
     state = HydraConfig.get()
-    overrides = list(state.overrides.task)
+    run = partial(train, choices=dict(state.runtime.choices), overrides=list(state.overrides.task))
     if state.mode == RunMode.MULTIRUN:
-        if any(o.startswith("output_dir=") for o in overrides):
-            raise ConfigError("output_dir=... in a sweep would put every job into one folder; type hydra.sweep.dir=...")
-        with open_dict(cfg):
-            cfg.output_dir = state.runtime.output_dir
+        return sweep.job(cfg, run)
+    grid.refuse_alone(list(state.overrides.task))
     try:
-        return train(cfg, dict(state.runtime.choices), overrides)
+        return run(cfg)
     except Exception:
         log.info("the run failed", exc_info=True)  # for train.log; the terminal gets it from main()
         raise
@@ -103,16 +100,16 @@ def train(cfg: DictConfig, choices: dict[str, str | None], overrides: list[str])
     clock = tracking.Clock()
     metrics = tracking.MetricsCSV(folder.path)
     bar = [console.PairProgressBar()] if cfg.trainer.enable_progress_bar else []
-    trainer = instantiate(
-        cfg.trainer,
-        accelerator=_accelerator(cfg.trainer.accelerator, torch.cuda.is_available()),
-        callbacks=[samples, clock, DisplacementWarning(), *bar],
-        logger=[metrics, *(tracking.connect(partial(instantiate, node)) for node in (cfg.logger or {}).values())],
-    )
-    for logger in trainer.loggers:
-        logger.log_hyperparams(OmegaConf.to_container(cfg, resolve=True))
-    console.header(cfg, choices, module)
-    try:
+    with tracking.closing():
+        trainer = instantiate(
+            cfg.trainer,
+            accelerator=_accelerator(cfg.trainer.accelerator, torch.cuda.is_available()),
+            callbacks=[samples, clock, DisplacementWarning(), *bar],
+            logger=[metrics, *(tracking.connect(partial(instantiate, node)) for node in (cfg.logger or {}).values())],
+        )
+        for logger in trainer.loggers:
+            logger.log_hyperparams(OmegaConf.to_container(cfg, resolve=True))
+        console.header(cfg, choices, module)
         if data.val_sets:
             trainer.validate(module, datamodule=data, verbose=False)
         trainer.fit(module, datamodule=data)
@@ -122,8 +119,6 @@ def train(cfg: DictConfig, choices: dict[str, str | None], overrides: list[str])
         objective = folder.summarise(module, report, metrics, clock, seconds=time.monotonic() - begin)
         console.footer(metrics, samples, folder)
         return objective
-    finally:
-        tracking.close()
 
 
 def _accelerator(name: str, cuda: bool) -> str:
@@ -132,4 +127,7 @@ def _accelerator(name: str, cuda: bool) -> str:
 
 
 if __name__ == "__main__":
-    main()
+    # Not the functions of __main__: a launcher sends them to other processes by their module.
+    from lightning_dpo.train import main as command
+
+    command()

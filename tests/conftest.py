@@ -1,12 +1,17 @@
 """Tiny random models of three families, the bundled task, and real inputs where they are at hand."""
 
+import json
+import logging
 import os
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 import torch
 from transformers import GPT2Config, GPT2LMHeadModel, LlamaConfig, LlamaForCausalLM, Qwen3Config, Qwen3ForCausalLM
 
+from lightning_dpo import train
 from lightning_dpo.batch import PairBatch, Ragged
 from lightning_dpo.demo import ASSETS
 
@@ -75,6 +80,48 @@ def few_reviews(tmp_path) -> Path:
     path = tmp_path / "few.jsonl"
     path.write_text("\n".join(lines) + "\n")
     return path
+
+
+@pytest.fixture
+def command(monkeypatch, capfd, tmp_path):
+    """Runs `python -m lightning_dpo.train ...` in this process; returns exit code and everything printed."""
+
+    def run(*arguments: str) -> tuple[int, str]:
+        monkeypatch.setattr(sys, "argv", ["train.py", *arguments])
+        monkeypatch.chdir(tmp_path)
+        handlers = logging.getLogger().handlers[:]
+        try:
+            train.main()
+            code = 0
+        except SystemExit as end:
+            code = end.code
+        finally:
+            logging.getLogger().handlers = handlers
+        return code, "".join(capfd.readouterr())
+
+    return run
+
+
+@pytest.fixture
+def short(few_reviews, tmp_path) -> list[str]:
+    """A run of a few seconds: 48 pairs, three steps an epoch."""
+    return [
+        f"data.train={few_reviews}", f"data.val={few_reviews}", "data.batch_size=16", "samples.n=8",
+        f"output_dir={tmp_path}/run", f"reference.cache_dir={tmp_path}/cache",
+    ]  # fmt: skip
+
+
+@pytest.fixture
+def wandb_records():
+    """The records of the offline W&B run that stands in a run's folder, as W&B's own reader gives them."""
+
+    def read(folder: Path) -> list[dict]:
+        (run,) = (folder / "wandb").glob("offline-run-*")
+        inspect = [sys.executable, "-m", "wandb", "leet", "inspect", "--json", str(run)]
+        out = subprocess.run(inspect, capture_output=True, text=True, check=True).stdout
+        return [json.loads(line) for line in out.splitlines() if line.strip()]
+
+    return read
 
 
 @pytest.fixture

@@ -4,7 +4,7 @@ import pytest
 from hydra import compose, initialize_config_dir
 from omegaconf import OmegaConf
 
-from lightning_dpo import config
+from lightning_dpo import config, resolvers
 from lightning_dpo.errors import ConfigError
 from tests.conftest import ROOT
 
@@ -15,8 +15,6 @@ FILL_IN = {
     "model=hf": ["model.path=org/name"],
     "data=jsonl": ["data.train=pairs.jsonl"],
 }
-
-config.register_resolvers()
 
 
 def composed(*overrides: str):
@@ -173,5 +171,5 @@ def test_a_key_about_tokens_of_text_is_no_secret():
 
 @pytest.mark.parametrize("name", ["../../etc/passwd", "a/b", "x\ny", "", "..", "ü" * 300])
 def test_a_name_is_one_safe_path_component(name):
-    slug = config.slug(name)
+    slug = resolvers.slug(name)
     assert slug and "/" not in slug and "\n" not in slug and slug not in (".", "..") and len(slug) <= 120

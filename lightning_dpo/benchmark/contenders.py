@@ -3,9 +3,8 @@
 Each contender owns a model and an optimizer, and takes the same batches.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from contextlib import nullcontext
-from dataclasses import dataclass
 from functools import partial
 
 import torch
@@ -18,19 +17,18 @@ from lightning_dpo import losses
 from lightning_dpo.batch import PairBatch, TokenLogps
 from lightning_dpo.head import States, find_head, in_chunks
 from lightning_dpo.losses import PairLogps
+from lightning_dpo.models import checkpoint_activations, compile_layers
 from lightning_dpo.scoring import Scorer, Scoring
 
-BETA = 0.1
+BETA, LR = 0.1, 1e-6
 
 
-@dataclass(frozen=True)
-class Options:
-    """What the contenders share."""
-
-    lr: float = 1e-6
-    autocast: bool = False
-    checkpointing: bool = False
-    compile: bool = False
+OPTIONS = {
+    "autocast": "bf16 autocast",
+    "checkpointing": "layers computed again in the backward pass",
+    "compile": "layers compiled in place",
+}
+"""What a contender can be run with: `shared+compile`."""
 
 
 class Contender:
@@ -38,17 +36,18 @@ class Contender:
 
     Args:
         build: makes the policy; called again for a live reference.
+        options: some of OPTIONS.
         live: whether the reference runs in each step; otherwise `prepare` computes its numbers once.
     """
 
-    def __init__(self, build: Callable[[], PreTrainedModel], options: Options, live: bool):
+    def __init__(self, build: Callable[[], PreTrainedModel], options: Collection[str], live: bool):
         self.model, self.options, self.live = build(), options, live
-        if options.checkpointing:
-            self.model.activation_checkpointing_enable({"use_reentrant": False})  # type: ignore[operator]
-        if options.compile:
-            self.model.compile(dynamic=True)
+        if "checkpointing" in options:
+            checkpoint_activations(self.model)
+        if "compile" in options:
+            compile_layers(self.model)
         self.reference = build().requires_grad_(False) if live else None
-        self.optimizer = torch.optim.AdamW(self.model.parameters(), lr=options.lr, weight_decay=0.0, fused=True)
+        self.optimizer = torch.optim.AdamW(self.model.parameters(), lr=LR, weight_decay=0.0, fused=True)
         self.cached: dict[int, TokenLogps] = {}
 
     def logps(self, model: PreTrainedModel, batch: PairBatch) -> tuple[Tensor, Tensor]:
@@ -78,11 +77,11 @@ class Contender:
 
     def _precision(self):
         device = self.model.device.type
-        return torch.autocast(device, torch.bfloat16) if self.options.autocast else nullcontext()
+        return torch.autocast(device, torch.bfloat16) if "autocast" in self.options else nullcontext()
 
 
 class Ours(Contender):
-    def __init__(self, build, options: Options, live: bool, scoring: Scoring):
+    def __init__(self, build, options: Collection[str], live: bool, scoring: Scoring):
         super().__init__(build, options, live)
         self.scorers = {id(m): Scorer(m, scoring) for m in (self.model, self.reference) if m is not None}
 
@@ -96,7 +95,7 @@ class TrlAlgorithm(Contender):
     batch, each with its prompt; the head runs on the response positions only, in chunks that the backward pass computes
     again. TRL's further measures (entropy, mean logits, top-1) are left out."""
 
-    def __init__(self, build, options: Options, live: bool):
+    def __init__(self, build, options: Collection[str], live: bool):
         super().__init__(build, options, live)
         heads = {id(m): find_head(m) for m in (self.model, self.reference) if m is not None}
         self.heads = {i: head for i, head in heads.items() if head is not None}
@@ -119,7 +118,7 @@ class TrlAlgorithm(Contender):
         return sums[: len(batch)], sums[len(batch) :]
 
 
-def _trl(build, options: Options, live: bool, as_on_gpu: bool) -> Contender:
+def _trl(build, options: Collection[str], live: bool, as_on_gpu: bool) -> Contender:
     from lightning_dpo.benchmark.trl_trainer import TrlTrainer
 
     return TrlTrainer(build, options, live, as_on_gpu)
@@ -138,3 +137,16 @@ CONTENDERS: dict[str, Callable[..., Contender]] = {
 }
 """`trl` is TRL's DPOTrainer by its GPU path, `base` the same algorithm without TRL; `padded` and `shared` are this
 package's layouts. The reference runs in each step of `trl`, `base` and `-live`; the others know its numbers."""
+
+
+def make(name: str, build: Callable[[], PreTrainedModel]) -> Contender:
+    """The contender of a name such as `shared` or `shared+compile+autocast`.
+
+    Errors: ValueError for a name or an option that does not exist.
+    """
+    plain, *options = name.split("+")
+    if plain not in CONTENDERS:
+        raise ValueError(f"{name}: no contender {plain!r}; there are {', '.join(CONTENDERS)}")
+    if unknown := sorted(set(options) - set(OPTIONS)):
+        raise ValueError(f"{name}: no option {unknown[0]!r}; there are {', '.join(OPTIONS)}")
+    return CONTENDERS[plain](build, options)

@@ -28,9 +28,7 @@ def seconds(work: Callable[[], Any], device: str) -> float:
 def in_turn(
     contenders: dict[str, Contender], batches: Sequence[PairBatch], device: str, told: Callable[[], None]
 ) -> dict[str, list[float]]:
-    """Seconds of each contender's step on each batch: A B C, A B C, ..., after one step each to warm up."""
-    for contender in contenders.values():
-        contender.step(batches[0])
+    """Seconds of each contender's step on each batch: A B C, A B C, ...."""
     times: dict[str, list[float]] = {name: [] for name in contenders}
     for batch in batches:
         for name, contender in contenders.items():
@@ -52,15 +50,27 @@ def matmul_peak(shapes: Sequence[tuple[int, int]], dtype: torch.dtype, device: s
     return best
 
 
-def peak_memory(make: Callable[[], Contender], batch: PairBatch, device: str) -> float:
+def first_step(make: Callable[[], Contender], batch: PairBatch, device: str) -> tuple[Contender, float]:
+    """A new contender, and the seconds of the clock until it has taken a step: building, its reference, compiling."""
+    start = time.perf_counter()
+    contender = make()
+    contender.prepare([batch])
+    contender.step(batch)
+    if device != "cpu":
+        torch.cuda.synchronize()
+    return contender, time.perf_counter() - start
+
+
+def peak_memory(make: Callable[[], Contender], batch: PairBatch, threads: int, device: str) -> float:
     """Bytes at the peak of a step beyond what stood before it: activations, logits, gradients.
 
     On a CPU in a process of its own, as memory that an earlier contender gave back would hide the peak.
     """
     if device == "cpu":
-        context = multiprocessing.get_context("spawn")
+        context = multiprocessing.get_context("forkserver")  # imports once for all contenders
+        context.set_forkserver_preload(["lightning_dpo.benchmark.contenders"])
         with context.Pool(1) as pool:
-            return pool.apply(_resident_peak, (make, batch))
+            return pool.apply(_resident_peak, (make, batch, threads))
     contender = make()
     contender.prepare([batch])
     contender.step(batch)
@@ -72,7 +82,8 @@ def peak_memory(make: Callable[[], Contender], batch: PairBatch, device: str) ->
     return float(torch.cuda.max_memory_allocated() - before)
 
 
-def _resident_peak(make: Callable[[], Contender], batch: PairBatch) -> float:
+def _resident_peak(make: Callable[[], Contender], batch: PairBatch, threads: int) -> float:
+    torch.set_num_threads(threads)
     contender = make()
     small = batch.select([int((batch.prompt.lengths + batch.chosen.lengths + batch.rejected.lengths).argmin())])
     contender.prepare([batch, small])

@@ -1,13 +1,14 @@
 """TRL's own DPOTrainer as a contender (pip install 'lightning-dpo[bench]'), on the same pairs and weights."""
 
 import tempfile
+from collections.abc import Collection
 from typing import Any
 
 import torch
 from torch.nn.utils import clip_grad_norm_
 
 from lightning_dpo.batch import PairBatch
-from lightning_dpo.benchmark.contenders import BETA, Contender, Options
+from lightning_dpo.benchmark.contenders import BETA, Contender
 
 
 class TrlTrainer(Contender):
@@ -18,7 +19,7 @@ class TrlTrainer(Contender):
             the head on every position of a CPU batch.
     """
 
-    def __init__(self, build, options: Options, live: bool, as_on_gpu: bool):
+    def __init__(self, build, options: Collection[str], live: bool, as_on_gpu: bool):
         super().__init__(build, options, live)
         from datasets import Dataset
         from trl.trainer import utils
@@ -28,8 +29,9 @@ class TrlTrainer(Contender):
         self.as_on_gpu, self.utils = as_on_gpu, utils
         on_cpu = self.model.device.type == "cpu"
         settings = DPOConfig(
-            output_dir=tempfile.mkdtemp(), beta=BETA, bf16=options.autocast, use_cpu=on_cpu, report_to="none",
-            gradient_checkpointing=options.checkpointing, max_length=None, loss_type=["sigmoid"], logging_steps=10**9,
+            output_dir=tempfile.mkdtemp(), beta=BETA, bf16="autocast" in options, use_cpu=on_cpu, report_to="none",
+            gradient_checkpointing="checkpointing" in options, max_length=None, loss_type=["sigmoid"],
+            logging_steps=10**9,
         )  # fmt: skip
         row = {"prompt": ["a"], "chosen": ["b"], "rejected": ["c"]}
         self.trainer = DPOTrainer(

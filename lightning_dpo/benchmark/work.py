@@ -14,6 +14,10 @@ from lightning_dpo.batch import PairBatch, Ragged
 from lightning_dpo.models import load_model, load_tokenizer
 
 SHAPES: dict[str, Any] = {
+    "mini": LlamaConfig(
+        vocab_size=4096, hidden_size=256, intermediate_size=688, num_hidden_layers=4, num_attention_heads=4,
+        num_key_value_heads=4, max_position_embeddings=4096,
+    ),
     "small": LlamaConfig(
         vocab_size=8192, hidden_size=384, intermediate_size=1024, num_hidden_layers=8, num_attention_heads=6,
         num_key_value_heads=6, max_position_embeddings=4096,
@@ -50,6 +54,20 @@ PROFILES = {
     "document": Lengths((2048, 2048), (256, 256), (256, 256), 4096),
 }
 """`hh` has the quantiles of HH-RLHF's helpful dialogues; a sequence is cut at `longest`."""
+
+
+def batches(data: str, model: str, policy: PreTrainedModel, number: int, pairs: int) -> list[PairBatch]:
+    """Batches of a profile's lengths, or of a file, for which the model's tokenizer is loaded.
+
+    Errors: ValueError for what is neither; where it says what there is.
+    """
+    if data in PROFILES:
+        return random_batches(PROFILES[data], number, pairs, policy.config.get_text_config().vocab_size)
+    if not Path(data).is_file():
+        raise ValueError(f"--data {data}: neither a file nor one of {', '.join(PROFILES)}")
+    if model in SHAPES:
+        raise ValueError(f"--data {data}: text needs a tokenizer, and the shape {model} has none; type --model FOLDER")
+    return file_batches(Path(data), model, number, pairs)
 
 
 def random_batches(profile: Lengths, batches: int, pairs: int, vocabulary: int, seed: int = 0) -> list[PairBatch]:

@@ -13,6 +13,7 @@ from transformers import PreTrainedTokenizerBase
 from lightning_dpo.batch import PairBatch
 from lightning_dpo.data.encode import Work
 from lightning_dpo.data.formats import COLUMNS, Format, RankedPairs
+from lightning_dpo.data.loader import default_workers, loader
 from lightning_dpo.data.sets import EpochSampler, PairSet, split_by_prompt
 from lightning_dpo.data.sources import Source, sources
 from lightning_dpo.data.store import CACHE_DIR, Stored, TokenStore
@@ -31,7 +32,8 @@ class PreferenceDataModule(L.LightningDataModule):
             `{path, weight, subset, split, revision}`, where weight is the passes over that source per epoch.
         val: a source like `train`; the share of distinct prompts that is held out (a prompt is never on both sides);
             several named sources `{name: source}`, which log `val/<name>/...`; or None.
-        batch_size: pairs per micro-batch and rank.
+        batch_size: pairs per micro-batch and rank, at most.
+        max_tokens: prompt, chosen and rejected tokens per micro-batch and rank, at most; None: no limit.
         max_length: longest prompt + response, tokens. A longer response is cut on the right; a pair whose prompt alone
             fills it is dropped and counted. None: no limit.
         max_prompt_length: longest prompt, tokens; a longer one is cut on the left, behind the system message.
@@ -43,7 +45,8 @@ class PreferenceDataModule(L.LightningDataModule):
         streaming: tokenise while training and keep nothing, for sets larger than the disk.
         on_bad_row: stop at rows that are no preference pair, or drop and count them.
         shuffle: a new order each epoch, a function of seed and epoch.
-        num_workers: processes that prepare batches. num_proc: processes that tokenise.
+        num_workers: processes that prepare batches; None: two where there is a GPU, else none.
+        num_proc: processes that tokenise.
         chat_template: Jinja text, or a file of it; replaces the tokenizer's own.
         cache_dir: where tokenised sources are kept, found by content.
         report, report_plot, report_ches: for the command `train`: stop after the data report; draw its lengths; score
@@ -60,6 +63,7 @@ class PreferenceDataModule(L.LightningDataModule):
         train: str | Path | list,
         val: str | Path | Annotated[float, "(0, 1)"] | list | dict | None = None,
         batch_size: Annotated[int, "[1, inf)"] = 8,
+        max_tokens: Annotated[int, "[3, inf)"] | None = None,
         max_length: Annotated[int, "[2, inf)"] | None = None,
         max_prompt_length: Annotated[int, "[1, inf)"] | None = None,
         turns: Literal["last", "all"] = "last",
@@ -73,7 +77,7 @@ class PreferenceDataModule(L.LightningDataModule):
         streaming: bool = False,
         on_bad_row: Literal["stop", "drop"] = "stop",
         shuffle: bool = True,
-        num_workers: Annotated[int, "[0, inf)"] = 0,
+        num_workers: Annotated[int, "[0, inf)"] | None = None,
         num_proc: Annotated[int, "[1, inf)"] = 1,
         chat_template: str | None = None,
         cache_dir: str | Path = CACHE_DIR,
@@ -91,7 +95,8 @@ class PreferenceDataModule(L.LightningDataModule):
         self.store, self.num_proc, self.stop_at_bad = TokenStore(cache_dir), num_proc, on_bad_row == "stop"
         self.train, self.val, self.streaming = train, val, streaming
         self.hub = {"subset": subset, "split": split, "revision": revision}
-        self.batch_size, self.shuffle, self.num_workers, self.seed = batch_size, shuffle, num_workers, seed
+        self.batch_size, self.max_tokens, self.shuffle = batch_size, max_tokens, shuffle
+        self.num_workers, self.seed = (default_workers() if num_workers is None else num_workers), seed
         self.report, self.report_plot, self.report_ches = report, report_plot, report_ches
         self.train_pairs: PairSet | None = None
         self.val_sets: dict[str, PairSet] = {}
@@ -106,7 +111,12 @@ class PreferenceDataModule(L.LightningDataModule):
             raise DataError(
                 "data.report with data.streaming=true: a stream is read as it is trained; type data.streaming=false"
             )
-        if streaming and num_workers > 1:
+        if streaming and max_tokens:
+            raise DataError(
+                f"data.max_tokens={max_tokens} with data.streaming=true: lengths are known only as a stream is read; "
+                "type data.max_tokens=null and a data.batch_size that fits"
+            )
+        if streaming and (num_workers or 0) > 1:
             raise DataError(
                 f"data.num_workers={num_workers} with data.streaming=true: a stream is read by one; type 0 or 1"
             )
@@ -158,26 +168,26 @@ class PreferenceDataModule(L.LightningDataModule):
             stream = PairStream(
                 self.sources, self.format, self.encoder, self.batch_size, self.seed, self.shuffle, self.stop_at_bad
             )
-            return StreamLoader(stream, self.num_workers, self._epoch, self._rows_used)
+            return StreamLoader(stream, min(self.num_workers, 1), self._epoch, self._rows_used)
         assert self.train_pairs is not None, "call setup() first"
         weights = [source.weight for source in self.sources]
         order = EpochSampler(self.train_pairs.sizes, weights, self.seed, self.shuffle)
         order.set_epoch(self._epoch)
-        order.start = self._batches * self.batch_size
-        return self._loader(self.train_pairs, order)
+        if self.max_tokens and (parts := [weight for weight in weights if weight % 1]):
+            raise DataError(
+                f"data.max_tokens={self.max_tokens} with a weight of {parts[0]} in data.train: batches are settled "
+                "once, and half a source is another half each epoch; give whole weights"
+            )
+        return self._loader(self.train_pairs, order, self._batches)
 
     def val_dataloader(self) -> list[DataLoader]:
-        return [self._loader(pairs, range(len(pairs))) for pairs in self.val_sets.values()]
+        return [
+            self._loader(pairs, EpochSampler(pairs.sizes, [1.0] * len(pairs.sizes), seed=0, shuffle=False))
+            for pairs in self.val_sets.values()
+        ]
 
-    def _loader(self, pairs: PairSet, order) -> DataLoader:
-        return DataLoader(
-            range(len(pairs)),  # type: ignore[arg-type]
-            batch_size=self.batch_size,
-            sampler=order,
-            collate_fn=pairs.select,
-            num_workers=self.num_workers,
-            persistent_workers=self.num_workers > 0,
-        )
+    def _loader(self, pairs: PairSet, order: EpochSampler, taken: int = 0) -> DataLoader:
+        return loader(pairs, order, self.batch_size, self.max_tokens, self.num_workers, taken)
 
     def on_after_batch_transfer(self, batch: PairBatch, dataloader_idx: int) -> PairBatch:
         if self.trainer is not None and self.trainer.training:

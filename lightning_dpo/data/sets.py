@@ -44,7 +44,8 @@ class PairSet:
     def select(self, positions: Sequence[int]) -> PairBatch:
         """The batch of these pairs, in this order; its `index` holds the positions."""
         if len(self.parts) == 1:
-            batch = self.parts[0].pairs.select([self.locate(p)[1] for p in positions])
+            (part,), (rows,) = self.parts, self.rows
+            batch = part.pairs.select(positions if rows is None else rows[list(positions)].tolist())
         else:
             located = sorted((self.parts.index(s), row, i) for i, (s, row) in enumerate(map(self.locate, positions)))
             by_part = [(k, list(group)) for k, group in groupby(located, key=lambda x: x[0])]
@@ -53,6 +54,15 @@ class PairSet:
             batch = batch.select([back[i] for i in range(len(positions))])
         batch.index = torch.tensor(list(positions))
         return batch
+
+    def tokens(self) -> np.ndarray:
+        """Prompt, chosen and rejected tokens of each pair, shape [pair]: what it adds to a packed row."""
+        found = []
+        for part, rows in zip(self.parts, self.rows, strict=True):
+            sides = (part.pairs.prompt, part.pairs.chosen, part.pairs.rejected)
+            total = sum(np.asarray(side.lengths, dtype=np.int64) for side in sides)
+            found.append(total if rows is None else total[rows.numpy()])  # type: ignore[index]
+        return np.concatenate(found)
 
     def columns(self, name: str, size: int = 1 << 16) -> Iterator[np.ndarray]:
         """A column of the sources, a piece at a time, so that memory does not grow with the rows."""

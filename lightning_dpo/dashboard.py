@@ -1,0 +1,133 @@
+"""The W&B workspace of this project, as code: `python -m lightning_dpo.dashboard --project lightning_dpo`.
+
+Creates it in your project (WANDB_API_KEY, or `wandb login`) and prints its address; `--dry-run` prints its JSON and
+needs no network. The runs are those that logger=wandb has uploaded. pip install 'lightning-dpo[dashboard]'
+"""
+
+import argparse
+import hashlib
+import json
+import sys
+from typing import Any
+
+from lightning_dpo.errors import ConfigError
+
+STEP = "trainer/global_step"
+"""Optimizer steps, the axis that Lightning's W&B logger gives all metrics."""
+
+CURVES = {
+    "Preference": {
+        "rewards, training": ["train/rewards/chosen", "train/rewards/rejected"],
+        "rewards, held out": ["val/rewards/chosen", "val/rewards/rejected"],
+        "margin": ["train/rewards/margins", "val/rewards/margins"],
+        "accuracy": ["train/rewards/accuracies", "val/rewards/accuracies"],
+        "loss": ["train/loss", "val/loss"],
+    },
+    "Displacement and drift": {
+        "log-probability, training": ["train/logps/chosen", "train/logps/rejected"],
+        "log-probability, held out": ["val/logps/chosen", "val/logps/rejected"],
+        "share of chosen responses below the reference": ["val/displacement/chosen_below_reference"],
+        "change since the start, nats per token": [
+            "val/displacement/chosen_per_token",
+            "val/displacement/rejected_per_token",
+        ],
+        "KL to the reference, nats per completion": ["val/kl"],
+    },
+    "Samples": {
+        "reward of completions": ["val/samples/reward"],
+        "length of completions, tokens": ["val/samples/length"],
+    },
+    "Optimizer": {
+        "gradient norm before clipping": ["train/grad_norm"],
+        "learning rate": ["train/lr"],
+    },
+}
+"""Sections of line plots: {section: {title: metrics}}."""
+
+SAMPLES = "val/samples"
+"""The table of completions."""
+
+FRONTIER = ("val/kl", "val/samples/reward")
+"""What a policy pays and what it gets, at the end of each run."""
+
+COORDINATES = {
+    "loss": "loss._target_",
+    "beta": "beta",
+    "learning rate": "optimizer.lr",
+    "seed": "seed",
+}
+"""Axes of the sweep's parallel coordinates that are settings, {name: key}; FRONTIER and the accuracy follow."""
+
+
+def workspace(entity: str | None, project: str, name: str) -> Any:
+    """The workspace, with the same ids whenever it is built.
+
+    Errors: ConfigError where wandb-workspaces is not installed.
+    """
+    try:
+        import wandb_workspaces.reports.v2 as wr
+        import wandb_workspaces.workspaces as ws
+    except ImportError:
+        raise ConfigError("this needs wandb-workspaces; type pip install 'lightning-dpo[dashboard]'") from None
+
+    kl, reward = (wr.SummaryMetric(metric) for metric in FRONTIER)
+    column = wr.ParallelCoordinatesPlotColumn
+    settings = [
+        column(metric=wr.Config(key), display_name=shown, log=shown in ("beta", "learning rate"))
+        for shown, key in COORDINATES.items()
+    ]
+    results = [
+        column(metric=wr.SummaryMetric("val/rewards/accuracies.last"), display_name="accuracy"),
+        column(metric=kl, display_name="KL"),
+        column(metric=reward, display_name="reward"),
+    ]
+    sweep = [
+        wr.ScatterPlot(title="frontier: reward against KL, coloured by beta", x=kl, y=reward, z=wr.Config("beta")),
+        wr.ParallelCoordinatesPlot(title="settings and results", columns=[*settings, *results]),
+        wr.ScatterPlot(title="accuracy against beta", x=wr.Config("beta"), y=results[0].metric, log_x=True),
+    ]
+    sections = {
+        section: [wr.LinePlot(title=title, x=STEP, y=list(metrics)) for title, metrics in plots.items()]
+        for section, plots in CURVES.items()
+    }
+    sections["Samples"].append(wr.WeavePanelSummaryTable(table_name=SAMPLES))
+    sections = {"Sweep": sweep, **sections}
+    for section, panels in sections.items():
+        for number, panel in enumerate(panels):
+            panel._id = hashlib.sha256(f"{section}/{number}".encode()).hexdigest()[:10]
+    return ws.Workspace(
+        entity=entity or "",
+        project=project,
+        name=name,
+        sections=[ws.Section(name=section, panels=panels, is_open=True) for section, panels in sections.items()],
+        settings=ws.WorkspaceSettings(x_axis=STEP),
+    )
+
+
+def as_json(built: Any) -> str:
+    """What would be sent to W&B."""
+    return json.dumps(json.loads(built._to_model().model_dump_json(by_alias=True)), indent=1) + "\n"
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--entity", help="user or team; your default one if not given")
+    parser.add_argument("--project", default="lightning_dpo", help="logger.wandb.project (default: %(default)s)")
+    parser.add_argument("--name", default="Preference tuning", help="of the workspace (default: %(default)s)")
+    parser.add_argument("--dry-run", action="store_true", help="print the workspace's JSON, send nothing")
+    arguments = parser.parse_args()
+    try:
+        if arguments.dry_run:
+            sys.stdout.write(as_json(workspace(arguments.entity, arguments.project, arguments.name)))
+            return
+        from lightning_dpo.tracking import online_entity
+
+        entity = arguments.entity or online_entity()
+        print(workspace(entity, arguments.project, arguments.name).save().url)
+    except ConfigError as error:
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(2)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,58 @@
+"""What a sweep's command says: which keys vary, how many jobs that makes, and what cannot be together."""
+
+import shutil
+from collections.abc import Sequence
+
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.core.override_parser.types import Override, ValueType
+from omegaconf import DictConfig, OmegaConf
+
+from lightning_dpo.errors import ConfigError
+
+OF_ONE_JOB = {
+    "output_dir": "would put every job into one folder; type sweep_name=... or hydra.sweep.dir=...",
+    "run_name": "would give every job one name; jobs are named by their overrides; type sweep_name=... for all of them",
+}
+"""Keys that a sweep refuses, and why."""
+
+
+def refuse(typed: list[str], launcher: str) -> None:
+    """Errors: ConfigError for what a sweep would ignore or spoil, or cannot do here."""
+    for key, reason in OF_ONE_JOB.items():
+        if any(override.startswith(f"{key}=") for override in typed):
+            raise ConfigError(f"{key}=... in a sweep {reason}")
+    if launcher == "submitit_slurm" and shutil.which("sbatch") is None:
+        raise ConfigError(
+            "launcher=submitit_slurm: there is no sbatch here; type it on a login node of the cluster, "
+            "or type launcher=submitit_local or launcher=joblib"
+        )
+
+
+def refuse_alone(typed: list[str]) -> None:
+    """Errors: ConfigError for a key that means nothing to a single run."""
+    for override in typed:
+        if override.partition("=")[0] in ("sweep_name", "launcher"):
+            raise ConfigError(f"{override} without a sweep; type -m, with several values for a key: -m beta=0.1,0.5")
+
+
+def parsed(config: DictConfig) -> list[Override]:
+    """What varies and what does not, the last word on each key only."""
+    params = OmegaConf.select(config, "hydra.sweeper.params") or {}
+    texts = [*(f"{key}={value}" for key, value in params.items()), *config.hydra.overrides.task]
+    return list({o.key_or_group: o for o in OverridesParser.create().parse_overrides(texts)}.values())
+
+
+def varied(overrides: Sequence[Override]) -> set[str]:
+    return {o.key_or_group for o in overrides if o.is_sweep_override()}
+
+
+def jobs_of(overrides: Sequence[Override], config: DictConfig) -> int | None:
+    """The size of the grid; None for a search or a glob, which say it themselves."""
+    grid = config.hydra.runtime.choices["hydra/sweeper"] == "basic"
+    if not grid or any(o.value_type == ValueType.GLOB_CHOICE_SWEEP for o in overrides):
+        return None
+    total = 1
+    for override in overrides:
+        if override.is_sweep_override():
+            total *= len(list(override.sweep_string_iterator()))
+    return total

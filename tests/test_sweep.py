@@ -1,0 +1,246 @@
+"""A sweep: what each job has to itself, what all share, and how it goes on after whatever ended it."""
+
+import json
+import os
+import signal
+import time
+from datetime import UTC, datetime, timedelta
+
+import pytest
+from filelock import FileLock
+from hydra import compose, initialize_config_dir
+from hydra.core.hydra_config import HydraConfig
+from hydra.experimental.callback import Callback
+
+from lightning_dpo import overview
+from tests.conftest import ROOT
+
+RETURNED: list[float] = []
+
+
+class Returned(Callback):
+    """Keeps what jobs return to Hydra."""
+
+    def on_job_end(self, config, job_return, **kwargs):
+        RETURNED.append(job_return.return_value)
+
+
+def interrupt(texts: list[str]) -> list[float]:
+    """A scorer during which the user loses patience."""
+    os.kill(os.getpid(), int(os.environ["TEST_SIGNAL"]))
+    time.sleep(5)
+    return [0.0] * len(texts)
+
+
+def break_for_seed_1(texts: list[str]) -> list[float]:
+    if HydraConfig.get().job.num == 1 and "TEST_REPAIRED" not in os.environ:
+        raise RuntimeError("no scorer today")
+    return [0.0] * len(texts)
+
+
+@pytest.fixture
+def sweep(command, short):
+    """Runs a sweep named `s` over one optimizer step; returns exit code and everything printed."""
+    options = [s for s in short if not s.startswith("output_dir")]
+    options += ["trainer.max_steps=1", "samples.n=2", "samples.max_new_tokens=2", "logger=csv", "sweep_name=s"]
+    return lambda *arguments: command("-m", *options, *arguments)
+
+
+@pytest.fixture
+def folder(tmp_path):
+    return tmp_path / "outputs" / "sweeps" / "s"
+
+
+def record(path) -> dict:
+    return json.loads((path / "job.json").read_text())
+
+
+def forwards(folder) -> int:
+    return sum(json.loads(path.read_text())["reference_forwards"] for path in folder.rglob("summary.json"))
+
+
+def test_a_job_has_a_folder_by_what_varies_its_own_log_and_a_line(sweep, folder):
+    code, said = sweep("loss=dpo,ipo", "seed=choice(3)", "beta=0.5")
+    assert code == 0, said
+    names = ["lossdpo-seed3", "lossipo-seed3"]
+    assert sorted(p.name for p in folder.iterdir() if p.is_dir()) == names
+    for name in names:
+        job = record(folder / name)
+        value = json.loads((folder / name / "summary.json").read_text())["objective"]["value"]
+        assert job["state"] == "done" and job["objective"] == {"name": "val/rewards/accuracies", "value": value}
+        assert f"written to {folder / name}" in (folder / name / "output.log").read_text()
+        assert "held out" in (folder / name / "output.log").read_text() and (folder / name / "train.log").exists()
+        (line,) = [line for line in said.splitlines() if "done" in line and name in line]
+        assert f"val/rewards/accuracies {value:.4g}   best" in line
+    assert said.count(" s left") == 1 and "written to" not in said, "what jobs print is in their logs"
+    assert (folder / "summary.csv").exists()
+
+
+def test_the_reference_runs_once_for_the_whole_sweep(sweep, command, short, folder, tmp_path):
+    assert sweep("seed=0,1,2")[0] == 0
+    fresh = [
+        f"reference.cache_dir={tmp_path}/another",
+        "trainer.max_steps=1",
+        "samples.n=2",
+        "samples.max_new_tokens=2",
+    ]
+    assert command(*short, *fresh)[0] == 0
+    assert forwards(folder) == forwards(tmp_path / "run") > 0
+
+
+def test_nothing_leaks_from_one_job_into_the_next(sweep, command, short, folder, tmp_path):
+    """The second job, after one that differs in everything it can, writes the bytes that it writes alone."""
+    last = ["trainer.max_steps=2", "samples.n=8", "samples.max_new_tokens=8"]
+    assert sweep(*last, "loss=bco_pair,dpo", "+trainer.deterministic=true")[0] == 0
+    assert command(*short, *last, "logger=csv", "+trainer.deterministic=true")[0] == 0
+    alone, among = ((path / "metrics.csv").read_bytes() for path in (tmp_path / "run", folder / "lossdpo"))
+    assert alone == among
+
+
+def test_a_job_returns_its_objective_to_the_sweeper(sweep, folder):
+    RETURNED.clear()
+    assert (
+        sweep("beta=0.1,0.5", "objective=val/loss", "+hydra.callbacks.seen._target_=tests.test_sweep.Returned")[0] == 0
+    )
+    summaries = [json.loads((folder / f"beta{beta}" / "summary.json").read_text()) for beta in (0.1, 0.5)]
+    assert RETURNED == [summary["metrics"]["val/loss"] for summary in summaries]
+
+
+def test_a_failing_job_stops_no_other_and_is_told_at_the_end(sweep, folder):
+    code, said = sweep("beta=-1,0.1", "seed=0,7")
+    assert code == 1
+    assert [record(folder / f"beta{b}-seed0")["state"] for b in (-1, 0.1)] == ["failed", "done"]
+    told = said.split("2 of 4 jobs failed:")[1]
+    error = "ConfigError: beta=-1: found -1; allowed: a number in (0, inf)"
+    assert "beta=-1 seed=7" in told and told.count(error) == 2 and f"{folder}/beta-1-seed0/output.log" in told
+    assert "continue with: python -m lightning_dpo.train -m " in told and "sweep_name=s" in told
+    assert error in (folder / "beta-1-seed0" / "output.log").read_text()
+    assert "0.1-seed7" in (folder / "summary.csv").read_text(), "the others are compared"
+
+
+def test_the_same_command_runs_what_is_not_done(sweep, folder, monkeypatch):
+    again = ("seed=0,1", "samples.scorer=tests.test_sweep.break_for_seed_1")
+    code, said = sweep(*again)
+    assert code == 1 and "RuntimeError: no scorer today" in said and "1 of 2 jobs failed" in said
+    monkeypatch.setenv("TEST_REPAIRED", "1")
+    code, said = sweep(*again)
+    assert code == 0 and said.count("] skipped") == 1, said
+    assert "RuntimeError: no scorer today" in (folder / "seed1" / "output.log").read_text(), "logs go on"
+    assert not list(folder.parent.glob("*.replaced"))
+
+
+def test_finished_jobs_are_skipped_and_changed_ones_are_not(sweep, folder):
+    assert sweep("seed=0,1")[0] == 0
+    written = (folder / "seed0" / "summary.json").stat().st_mtime_ns
+    code, said = sweep("seed=0,1,2", "logger=csv")
+    assert code == 0 and said.count("] skipped") == 2 and said.count("] running") == 1
+    assert (folder / "seed0" / "summary.json").stat().st_mtime_ns == written
+
+    code, said = sweep("seed=0", "optimizer.lr=1e-3")
+    assert code == 0 and "] skipped" not in said
+    assert "optimizer.lr 0.0004 -> 0.001" in (folder / "seed0" / "train.log").read_text()
+    (kept,) = (folder.parent / "s.replaced").iterdir()
+    assert (kept / "summary.json").stat().st_mtime_ns == written and record(kept)["config"]["optimizer.lr"] == 0.0004
+    assert record(folder / "seed0")["config"]["optimizer.lr"] == 0.001
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_ends_a_sweep_with_its_code_and_the_way_on(sweep, folder, monkeypatch, number):
+    monkeypatch.setenv("TEST_SIGNAL", str(int(number)))
+    handler = signal.getsignal(number)
+    code, said = sweep("seed=0,1", "samples.scorer=tests.test_sweep.interrupt")
+    assert code == 128 + number and "stopped; continue with: python -m lightning_dpo.train -m" in said
+    assert record(folder / "seed0")["state"] == "stopped" and not (folder / "seed1").exists()
+    assert signal.getsignal(number) == handler
+
+
+def test_a_folder_in_use_is_refused_and_so_is_a_job(sweep, folder):
+    (folder / "seed1").mkdir(parents=True)
+    with FileLock(folder / ".sweep.lock"):
+        code, said = sweep("seed=0,1")
+        assert code == 2 and "another sweep is running in this folder" in said
+    with FileLock(folder / "seed1" / ".job.lock"):
+        code, said = sweep("seed=0,1")
+        assert code == 1 and "1 of 2 jobs failed" in said and "is running this job" in said
+    assert record(folder / "seed0")["state"] == "done"
+
+
+def test_two_jobs_of_one_folder_are_refused(sweep, folder):
+    code, said = sweep("seed=0,1", "hydra.sweep.subdir=same")
+    assert code == 1 and "another job of this sweep has the same folder" in said
+    assert record(folder / "same")["config"]["seed"] == 0 and record(folder / "same")["state"] == "done"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["-m", "beta=0.1,0.5", "output_dir=x"], "output_dir=... in a sweep"),
+        (["-m", "beta=0.1,0.5", "run_name=x"], "run_name=... in a sweep"),
+        (["-m", "beta=0.1,0.5", "launcher=submitit_slurm"], "there is no sbatch here"),
+        (["-m", "beta=0.1,0.5", "loss=dpo,sft"], "beta"),  # sft has none
+        (["sweep_name=x"], "sweep_name=x without a sweep"),
+        (["launcher=joblib"], "launcher=joblib without a sweep"),
+    ],
+)
+def test_what_cannot_be_together_is_refused_with_a_reason(command, arguments, said, monkeypatch):
+    monkeypatch.setattr("shutil.which", lambda _: None)
+    code, printed = command(*arguments)
+    (line,) = [line for line in printed.splitlines() if line.startswith("error: ")]
+    assert code == 2 and said in line and "Traceback" not in printed
+
+
+@pytest.mark.parametrize(
+    ("launcher", "target"),
+    [
+        ("local", "hydra._internal.core_plugins.basic_launcher.BasicLauncher"),
+        ("joblib", "hydra_plugins.hydra_joblib_launcher.joblib_launcher.JoblibLauncher"),
+        ("submitit_local", "hydra_plugins.hydra_submitit_launcher.submitit_launcher.LocalLauncher"),
+        ("submitit_slurm", "hydra_plugins.hydra_submitit_launcher.submitit_launcher.SlurmLauncher"),
+    ],
+)
+def test_a_launcher_is_one_key(launcher, target):
+    with initialize_config_dir(str(ROOT / "conf"), version_base="1.3"):
+        cfg = compose("train", [f"launcher={launcher}"], return_hydra_config=True)
+    assert cfg.hydra.launcher._target_ == target
+
+
+@pytest.mark.slow
+def test_processes_get_the_gpus_in_turn(sweep, folder, monkeypatch):
+    """Two processes, two devices (by name: none is needed); and a failing job comes back from its process."""
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "4,7")
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")
+    code, said = sweep("seed=0,1", "beta=0.1", "trainer=cpu", "launcher=joblib")
+    assert code == 0, said
+    assert {record(folder / f"seed{n}")["gpus"] for n in (0, 1)} <= {"4", "7"}
+    assert "2 jobs, launcher joblib" in said and said.count("done") == 2
+
+
+BEGAN = datetime(2026, 1, 1, tzinfo=UTC)
+
+
+def records_of(*jobs: tuple[str, float | None]) -> list[dict]:
+    name, began = "val/rewards/accuracies", BEGAN.isoformat()
+    return [
+        {"state": state, "seconds": 20, "began": began, "objective": {"name": name, "value": value}}
+        for state, value in jobs
+    ]
+
+
+def test_a_line_has_the_best_so_far_and_the_time_left():
+    seen = records_of(("done", 0.7), ("done", 0.8), ("done", 0.75))
+    line = overview.line("beta0.1", seen[2], seen, total=8)
+    assert line == "[3/8] done     beta0.1   val/rewards/accuracies 0.75   best 0.8   20 s   1 min 40 s left"
+    assert "left" not in overview.line("beta0.1", seen[2], seen, total=None), "a search does not know its end"
+
+
+def test_the_time_left_counts_what_runs():
+    two = records_of(("done", 0.7), ("running", None), ("running", None))
+    assert overview.seconds_left(two, total=5, now=BEGAN) == 4 * 20 / 2
+    assert overview.seconds_left(two, total=5, now=BEGAN + timedelta(seconds=5)) == (4 * 20 - 2 * 5) / 2
+    assert overview.seconds_left(two[1:], total=5) is None, "before the first has run"
+
+
+@pytest.mark.parametrize(("name", "best"), [("val/rewards/accuracies", 3), ("val/loss", 1), ("val/kl", 1)])
+def test_of_a_loss_the_smallest_is_the_best(name, best):
+    seen = [{"state": "done", "objective": {"name": name, "value": value}} for value in (2, 1, 3, None)]
+    assert overview.best(seen) == best

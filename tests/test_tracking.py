@@ -1,0 +1,81 @@
+"""Where numbers go: what W&B and TensorBoard hold is what metrics.csv holds."""
+
+import csv
+
+import pytest
+
+
+def cells(path) -> dict[str, list[tuple[int, float]]]:
+    """metrics.csv as {name: [(step, value), ...]}."""
+    with open(path / "metrics.csv", newline="") as file:
+        rows = list(csv.DictReader(file))
+    return {n: [(int(r["step"]), float(r[n])) for r in rows if r[n]] for n in rows[0] if n != "step"}
+
+
+def flat(node, path: str = ""):
+    """A nested record as {dotted or slashed name: value}."""
+    if not isinstance(node, dict):
+        yield path, node
+        return
+    for name, child in node.items():
+        yield from flat(child, f"{path}.{name}" if path else name)
+
+
+def test_wandb_holds_names_steps_and_values_of_the_csv(command, short, tmp_path, wandb_records):
+    assert command(*short, "logger.wandb.group=g", "run_name=named")[0] == 0
+    records = wandb_records(tmp_path / "run")
+    run = next(r["run"] for r in records if r["type"] == "run")
+    assert (run["display_name"], run["run_group"], run["project"]) == ("named", "g", "lightning_dpo")
+
+    logged: dict[str, list[tuple[int, float]]] = {}
+    for history in (dict(flat(r["history"]["item"])) for r in records if r["type"] == "history"):
+        step = history.pop("trainer/global_step")
+        for name, value in history.items():
+            if name.startswith(("train/", "val/")) and not name.startswith("val/samples."):
+                logged.setdefault(name, []).append((step, value))
+    expected = cells(tmp_path / "run")
+    assert set(logged) == set(expected) and "train/rewards/chosen" in logged and "val/kl" in logged
+    for name, values in expected.items():
+        assert [s for s, _ in logged[name]] == [s for s, _ in values], name
+        assert [v for _, v in logged[name]] == pytest.approx([v for _, v in values], rel=1e-6), name
+    assert any("label_smoothing" in str(r) for r in records if r["type"] == "config"), "the resolved configuration"
+
+
+def test_wandb_knows_the_axis_and_what_is_best(command, short, tmp_path, wandb_records):
+    assert command(*short, "trainer.max_steps=1", "samples.n=0")[0] == 0
+    records = wandb_records(tmp_path / "run")
+    metrics = {m.get("name") or m["glob_name"]: m for m in (r["metric"] for r in records if r["type"] == "metric")}
+    for name in ("*", "val/loss", "val/rewards/accuracies"):
+        assert metrics[name]["step_metric"] == "trainer/global_step"
+    assert metrics["val/loss"]["summary"] == {"last": True, "min": True}
+    assert metrics["val/rewards/accuracies"]["summary"] == {"last": True, "max": True}
+    assert [r["exit"]["exit_code"] for r in records if r["type"] == "exit"] == [0]
+
+
+def test_each_job_of_a_sweep_is_a_run_of_one_group_that_says_how_it_ended(command, short, tmp_path, wandb_records):
+    options = [s for s in short if not s.startswith("output_dir")]
+    scorer = "samples.scorer=tests.test_sweep.break_for_seed_1"
+    code, said = command("-m", *options, "trainer.max_steps=1", "sweep_name=g", "seed=0,1", scorer)
+    assert code == 1, said
+    ids = set()
+    for name, exit_code in (("seed0", 0), ("seed1", 1)):
+        records = wandb_records(tmp_path / "outputs" / "sweeps" / "g" / name)
+        (run,) = (r["run"] for r in records if r["type"] == "run")
+        assert (run["display_name"], run["run_group"]) == (name, "g")
+        assert [r["exit"]["exit_code"] for r in records if r["type"] == "exit"] == [exit_code]
+        ids.add(run["run_id"])
+    assert len(ids) == 2
+
+
+def test_tensorboard_holds_names_steps_and_values_of_the_csv(command, short, tmp_path):
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    code, said = command(*short, "logger=tensorboard")
+    assert code == 0, said
+    events = EventAccumulator(str(tmp_path / "run" / "tensorboard")).Reload()
+    expected = cells(tmp_path / "run")
+    assert set(expected) <= set(events.Tags()["scalars"])
+    for name, values in expected.items():
+        found = [(e.step, e.value) for e in events.Scalars(name)]
+        assert [s for s, _ in found] == [s for s, _ in values], name
+        assert [v for _, v in found] == pytest.approx([v for _, v in values], rel=1e-6), name

@@ -3,7 +3,7 @@
 import json
 import os
 import shutil
-import tempfile
+import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -12,7 +12,8 @@ from pathlib import Path
 @contextmanager
 def whole_folder(final: Path) -> Iterator[Path]:
     """A temporary folder beside `final`, which takes its place, flushed, when the block ends without an error."""
-    temporary = Path(tempfile.mkdtemp(prefix=f".{final.name}.", dir=final.parent))
+    temporary = final.with_name(f".{final.name}.{uuid.uuid4().hex[:8]}")
+    temporary.mkdir()
     try:
         yield temporary
         for path in temporary.iterdir():
@@ -23,6 +24,29 @@ def whole_folder(final: Path) -> Iterator[Path]:
     except BaseException:
         shutil.rmtree(temporary, ignore_errors=True)
         raise
+
+
+def fsync(path: Path) -> None:
+    """Have the disk hold a file, or the names in a folder."""
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+def keep_lines(path: Path, count: int) -> None:
+    """Cut a text file after its first `count` lines.
+
+    Errors: ValueError if it has fewer.
+    """
+    lines = path.read_bytes().splitlines(keepends=True) if path.exists() else []
+    if len(lines) < count:
+        raise ValueError(f"{path}: it has {len(lines)} lines, and had {count} when the checkpoint was written")
+    if len(lines) > count:
+        temporary = path.with_name(path.name + ".tmp")
+        temporary.write_bytes(b"".join(lines[:count]))
+        os.replace(temporary, path)
 
 
 def write_json(path: Path, content: dict) -> None:

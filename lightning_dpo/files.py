@@ -1,5 +1,6 @@
 """Files that appear whole or not at all."""
 
+import glob
 import json
 import os
 import shutil
@@ -11,7 +12,12 @@ from pathlib import Path
 
 @contextmanager
 def whole_folder(final: Path) -> Iterator[Path]:
-    """A temporary folder beside `final`, which takes its place, flushed, when the block ends without an error."""
+    """A temporary folder beside `final`, which takes its place, flushed, when the block ends without an error.
+
+    What a process that was killed has left is removed: the caller keeps others out, by a lock.
+    """
+    for left in final.parent.glob(f".{glob.escape(final.name)}.????????"):
+        shutil.rmtree(left)
     temporary = final.with_name(f".{final.name}.{uuid.uuid4().hex[:8]}")
     temporary.mkdir()
     try:
@@ -21,6 +27,7 @@ def whole_folder(final: Path) -> Iterator[Path]:
                 os.fsync(handle.fileno())
         shutil.rmtree(final, ignore_errors=True)
         temporary.rename(final)
+        fsync(final.parent)
     except BaseException:
         shutil.rmtree(temporary, ignore_errors=True)
         raise

@@ -3,7 +3,6 @@
 import json
 import logging
 import platform
-import shutil
 import sys
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -31,7 +30,7 @@ WRITTEN = ("metrics.csv", "samples.jsonl", "summary.json")
 
 FREE = (
     *("output_dir", "run_name", "sweep_name", "logger", "resume", "resume_override", "checkpoint", "hydra"),
-    *("objective", "reference.cache_dir", "samples.output_dir"),
+    *("objective", "reference.cache_dir"),
     *(f"trainer.{name}" for name in ("max_time", "enable_progress_bar", "enable_model_summary", "default_root_dir")),
     *(f"data.{name}" for name in ("num_workers", "num_proc", "cache_dir", "report", "report_plot", "report_ches")),
 )
@@ -105,8 +104,6 @@ class RunFolder:
                 log.warning("%s: the run that began here had saved no checkpoint; it starts again", self.path)
             for name in WRITTEN:
                 (self.path / name).unlink(missing_ok=True)
-        for left in self.path.glob(".model.*"):
-            shutil.rmtree(left)
         (self.path / "config.yaml").write_text(OmegaConf.to_yaml(self.cfg, resolve=True), encoding="utf-8")
         return start
 

@@ -1,6 +1,7 @@
 """When a run is saved, and what it takes to go on as if it had never stopped."""
 
 import random
+import shutil
 import time
 from collections.abc import Mapping
 from pathlib import Path
@@ -13,6 +14,7 @@ from lightning.pytorch.callbacks import Timer
 from lightning.pytorch.trainer.states import TrainerFn
 
 from lightning_dpo.checkpoint import LAST
+from lightning_dpo.errors import ConfigError
 from lightning_dpo.files import fsync
 from lightning_dpo.module import DPOModule
 from lightning_dpo.signals import OutOfTime, Stop
@@ -51,6 +53,15 @@ class Saving(L.Callback):
         self.saved = 0
         self._rng: dict[str, Any] | None = None
         self._boundary, self._longest = time.monotonic(), 0.0
+
+    def on_fit_start(self, trainer: L.Trainer, pl_module: Any) -> None:
+        weights = sum(p.numel() * p.element_size() for p in pl_module.policy.parameters())
+        need, free = 7 * weights, shutil.disk_usage(self.folder).free
+        if free < need:
+            raise ConfigError(
+                f"{self.folder}: {free / 1e9:.3g} GB are free; two checkpoints (weights and two moments) and the model "
+                f"take {need / 1e9:.3g} GB; make room, or type output_dir=... on another disk"
+            )
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         if self._rng is not None:

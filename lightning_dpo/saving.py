@@ -20,6 +20,9 @@ from lightning_dpo.module import DPOModule
 from lightning_dpo.signals import OutOfTime, Stop
 from lightning_dpo.tracking import MetricsCSV
 
+ENDING = 1.0
+"""Seconds that a run takes to end after it was saved."""
+
 
 class Saving(L.Callback):
     """Saves `checkpoints/last.ckpt` between two optimizer steps; where a validation follows the step, after that.
@@ -91,8 +94,10 @@ class Saving(L.Callback):
             return  # part of a step: its gradients are in no checkpoint
         now = time.monotonic()
         self._longest, self._boundary = max(self._longest, now - self._boundary), now
-        over = self.end is not None and now + 2 * (self._longest + self.seconds) > self.end
-        if over or self.stop.number is not None or trainer.global_step - self.saved >= self.every:
+        over = self.end is not None and now + 2 * (self._longest + self.seconds) + ENDING > self.end
+        due = trainer.global_step - self.saved >= self.every
+        unknown = self.end is not None and self.seconds == 0.0  # how long saving takes
+        if over or due or unknown or self.stop.number is not None:
             self.save(trainer, module)
         if self.stop.number is not None:
             self.stop.leave(self.stop.number)

@@ -103,11 +103,12 @@ class Clock(L.Callback):
     `validated_at` is the number of optimizer steps at the last validation.
     """
 
+    STATE = ("pairs", "tokens", "seconds", "validated_at")
+
     def __init__(self):
         self.pairs = self.tokens = 0
         self.seconds = 0.0
         self.validated_at: int | None = None
-        self._begin = 0.0
 
     def on_validation_end(self, trainer, pl_module) -> None:
         self.validated_at = trainer.global_step
@@ -121,10 +122,10 @@ class Clock(L.Callback):
         self.tokens += sum(len(side.values) for side in (batch.prompt, batch.chosen, batch.rejected))
 
     def state_dict(self) -> dict[str, Any]:
-        return dict(vars(self))
+        return {name: getattr(self, name) for name in self.STATE}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        vars(self).update(state_dict)
+        self.pairs, self.tokens, self.seconds, self.validated_at = (state_dict[name] for name in self.STATE)
 
 
 def connect(build: Callable[..., Logger]) -> Logger:

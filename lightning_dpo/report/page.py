@@ -119,8 +119,8 @@ def _betas(found: list[Point], figures: dict[str, Any]) -> str:
     if "beta wide" not in figures:
         return '<p class="none">The finished runs have one beta, or none: there is nothing to draw against it.</p>'
     note = (
-        "Bars: one standard deviation over seeds. Dashed: before training. Where log π(chosen) falls below it, the chosen "
-        "responses have become rarer: displacement."
+        "Bars: one standard deviation over seeds. Dashed: before training. Where log π(chosen) falls below it, the "
+        "chosen responses have become rarer: displacement."
     )
     picture = _both_widths(figures, "beta", "accuracy, displacement and length against beta")
     return f"<figure>{picture}<figcaption>{note}</figcaption></figure>"

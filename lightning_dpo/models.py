@@ -3,7 +3,7 @@
 import json
 import re
 from pathlib import Path
-from typing import Literal
+from typing import Annotated, Literal
 
 import torch
 from transformers import (
@@ -27,6 +27,7 @@ def load_model(
     trust_remote_code: bool = False,
     activation_checkpointing: bool = False,
     compile: bool = False,
+    router_aux_loss_coef: Annotated[float, "[0, inf)"] | None = None,
 ) -> PreTrainedModel:
     """A causal language model, in evaluation mode so that dropout is off.
 
@@ -36,6 +37,8 @@ def load_model(
         trust_remote_code: run Python code that comes with the model.
         activation_checkpointing: compute each layer again in the backward pass, for less memory.
         compile: torch.compile each layer in place; the first steps take a while.
+        router_aux_loss_coef: weight of the load-balancing loss of a mixture of experts; None: what the model's own
+            configuration says (most have one and leave it off).
 
     Errors: ConfigError at once for a path that does not exist, or for an option that the model cannot do.
     """
@@ -46,11 +49,20 @@ def load_model(
         use_safetensors=True,
     )
     model.eval()
+    if router_aux_loss_coef is not None:
+        _balance_experts(model, router_aux_loss_coef)
     if activation_checkpointing:
         checkpoint_activations(model)
     if compile:
         compile_layers(model)
     return model
+
+
+def _balance_experts(model: PreTrainedModel, weight: float) -> None:
+    config = model.config.get_text_config()
+    if not hasattr(config, "router_aux_loss_coef"):
+        raise ConfigError(f"model.router_aux_loss_coef={weight}: {type(model).__name__} has no experts; leave it out")
+    config.router_aux_loss_coef, config.output_router_logits = weight, weight > 0
 
 
 def without_dropout(model: PreTrainedModel) -> PreTrainedModel:

@@ -1,10 +1,14 @@
-"""Learning-rate schedules."""
+"""Learning-rate schedules, and optimizers that need more than torch."""
 
+from collections.abc import Iterable
 from typing import Annotated, Literal
 
+from torch import Tensor
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 from transformers import get_scheduler
+
+from lightning_dpo.errors import ConfigError
 
 
 def schedule(
@@ -28,3 +32,24 @@ def schedule(
         )
     kind = "constant_with_warmup" if name == "constant" else name
     return get_scheduler(kind, optimizer, num_warmup_steps=warmup, num_training_steps=total_steps)
+
+
+def adamw_8bit(
+    params: Iterable[Tensor],
+    lr: Annotated[float, "(0, inf)"] = 1e-6,
+    betas: list[float] | tuple[float, float] = (0.9, 0.999),
+    eps: Annotated[float, "(0, inf)"] = 1e-8,
+    weight_decay: Annotated[float, "[0, inf)"] = 0.0,
+) -> Optimizer:
+    """AdamW whose two moments take a byte each, by bitsandbytes (Dettmers et al. 2022, arXiv 2110.02861). Tensors of
+    fewer than 4096 elements keep theirs in float32.
+
+    Errors: ConfigError where bitsandbytes is not installed.
+    """
+    try:
+        from bitsandbytes.optim import AdamW8bit  # type: ignore[import-not-found]
+    except ImportError:
+        raise ConfigError(
+            "optimizer=adamw_8bit needs bitsandbytes: pip install 'lightning-dpo[8bit]', or type optimizer=adamw"
+        ) from None
+    return AdamW8bit(params, lr=lr, betas=tuple(betas), eps=eps, weight_decay=weight_decay)

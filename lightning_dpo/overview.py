@@ -4,12 +4,13 @@ import os
 import threading
 import time
 from collections.abc import Iterable
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 from lightning_dpo import jobs
 
-LOOK_EVERY = 0.3
+LOOK_EVERY = 0.5
 """Seconds."""
 
 Record = dict[str, Any]
@@ -92,14 +93,16 @@ def best(seen: Iterable[Record]) -> float:
     return pick(objective["value"] for objective in found)
 
 
-def seconds_left(seen: list[Record], total: int) -> float | None:
+def seconds_left(seen: list[Record], total: int, now: datetime | None = None) -> float | None:
     """As long as the jobs that have run took on average, for those that have not; None before the first has."""
     took = [r["seconds"] for r in seen if r["state"] == "done" and not r.get("skipped")]
-    ended = sum(r["state"] != "running" for r in seen)
+    running = [r for r in seen if r["state"] == "running"]
+    ended = len(seen) - len(running)
     if not took or ended >= total:
         return None
-    at_once = max(1, sum(r["state"] == "running" for r in seen))
-    return sum(took) / len(took) * (total - ended) / at_once
+    mean, now = sum(took) / len(took), now or datetime.now(UTC)
+    done = sum(min(mean, (now - datetime.fromisoformat(r["began"])).total_seconds()) for r in running)
+    return (mean * (total - ended) - done) / max(1, len(running))
 
 
 def duration(seconds: float) -> str:

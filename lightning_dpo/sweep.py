@@ -14,7 +14,6 @@ import uuid
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +28,8 @@ from lightning_dpo.files import write_json
 from lightning_dpo.overview import Overview, failures, stamp
 from lightning_dpo.resolvers import visible_gpus
 
+STOPPING = (signal.SIGINT, signal.SIGTERM)
+
 
 @dataclass
 class Sweep:
@@ -40,7 +41,7 @@ class Sweep:
     lock: BaseFileLock
     overview: Overview
     handlers: dict[signal.Signals, Any]
-    stopped: int | None = None
+    stopping: bool = False
 
 
 _current: list[Sweep] = []
@@ -92,8 +93,7 @@ def _begin(config: DictConfig) -> Sweep:
     print(f"sweep      {folder}: {total or 'some'} jobs, launcher {config.hydra.runtime.choices.launcher}", flush=True)
     overview = Overview(folder, invocation, total)
     overview.start()
-    stop = partial(_stop, launcher=launcher)
-    handlers = {number: signal.signal(number, stop) for number in (signal.SIGINT, signal.SIGTERM)}
+    handlers = {number: signal.signal(number, _stop) for number in STOPPING}
     return Sweep(folder, command, invocation, lock, overview, handlers)
 
 
@@ -108,12 +108,11 @@ def job(cfg: DictConfig, body: Callable[[DictConfig], float | None]) -> float | 
     hydra = HydraConfig.get()
     folder = Path(hydra.runtime.output_dir)
     about = json.loads((folder.parent / "sweep.json").read_text(encoding="utf-8"))
-    name = multiprocessing.current_process().name
     if about["gpus"]:
-        os.environ["CUDA_VISIBLE_DEVICES"] = gpu_of(name, about["gpus"])
-    elsewhere = not _current
-    if elsewhere:
-        for number in (signal.SIGINT, signal.SIGTERM):
+        os.environ["CUDA_VISIBLE_DEVICES"] = gpu_of(multiprocessing.current_process().name, about["gpus"])
+    in_worker = about["launcher"] == "joblib" and not _current
+    if in_worker:
+        for number in STOPPING:
             signal.signal(number, _leave)
     fixed = hydra.job.config.override_dirname.exclude_keys
     varied = [o for o in hydra.overrides.task if o.partition("=")[0].lstrip("+~") not in fixed]
@@ -122,33 +121,39 @@ def job(cfg: DictConfig, body: Callable[[DictConfig], float | None]) -> float | 
     try:
         return jobs.run(folder, cfg, body, about["invocation"], varied)
     except SystemExit as end:
-        if elsewhere:  # the worker would go on with the next job
+        if in_worker:  # the worker would go on with the next job
             os._exit(int(end.code or 0))
         raise
 
 
-def gpu_of(worker: str, gpus: Sequence[str]) -> str:
+def gpu_of(process: str, gpus: Sequence[str]) -> str:
     """Round robin over the worker processes, which keep their device.
 
-    >>> [gpu_of(f"LokyProcess-{n}", ["0", "1", "2"]) for n in (1, 2, 3, 4)]
-    ['0', '1', '2', '0']
+    >>> [gpu_of(f"LokyProcess-{n}", ["0", "1", "2"]) for n in (1, 2, 3, 4)], gpu_of("MainProcess", ["5"])
+    (['0', '1', '2', '0'], '5')
     """
-    return gpus[(int(worker.rpartition("-")[2]) - 1) % len(gpus)]
+    number = process.rpartition("-")[2]
+    return gpus[(int(number) - 1) % len(gpus) if number.isdigit() else 0]
 
 
 def _leave(number: int, frame: Any) -> None:
+    """In a worker process; the terminal and the parent may both send a signal, and one is enough."""
+    for other in STOPPING:
+        signal.signal(other, signal.SIG_IGN)
     sys.exit(128 + number)
 
 
-def _stop(number: int, frame: Any, launcher: str) -> None:
-    """A signal ends the job that runs here, or those in the worker processes."""
-    _current[0].stopped = number
-    if launcher == "joblib":
-        workers = multiprocessing.active_children()
-        for worker in workers:
-            os.kill(worker.pid or 0, signal.SIGTERM)
-        for worker in workers:
-            worker.join()
+def _stop(number: int, frame: Any) -> None:
+    """In the process that launches: end the workers, if there are any, and the job that runs here; a second signal does
+    not wait for them."""
+    sweep = _current[0]
+    # By name: the loader of a job that runs here may have child processes too.
+    workers = [child for child in multiprocessing.active_children() if child.name.startswith("LokyProcess")]
+    for worker in workers:
+        worker.kill() if sweep.stopping else worker.terminate()
+    sweep.stopping = True
+    for worker in workers:
+        worker.join()
     sys.exit(128 + number)
 
 
@@ -162,29 +167,38 @@ def ending() -> Iterator[None]:
         yield
     except _Refused as refused:
         raise refused.args[0] from None
-    except BaseException:
-        if not _current or not _end(_current[0]):
+    except BaseException as error:
+        stopped = _signal_code(error)
+        if not _current or not _end(_current[0], stopped):
             raise
-        sys.exit(128 + _current[0].stopped if _current[0].stopped else 1)
+        sys.exit(stopped or 1)
     else:
-        if _current:
-            _end(_current[0])
+        if _current and _end(_current[0]):
+            sys.exit(1)
     finally:
         while _current:
             _close(_current.pop())
 
 
-def _end(sweep: Sweep) -> bool:
+def _signal_code(error: BaseException) -> int | None:
+    """The exit code of a run that a signal has ended; None for any other end."""
+    if isinstance(error, KeyboardInterrupt):
+        return 128 + signal.SIGINT
+    codes = {128 + number for number in STOPPING}
+    return error.code if isinstance(error, SystemExit) and error.code in codes else None  # type: ignore[return-value]
+
+
+def _end(sweep: Sweep, stopped: int | None = None) -> bool:
     """Report; returns whether something is left to do, which is then said."""
     sweep.overview.close()
     conclude(sweep.folder)
     told = failures(sweep.folder, sweep.invocation)
     if told:
         print(f"\n{len(told)} of {sweep.overview.total or 'the'} jobs failed:\n" + "\n".join(told))
-    if told or sweep.stopped:
-        what = "stopped" if sweep.stopped else "run the failed jobs again"
+    if told or stopped:
+        what = "stopped" if stopped else "the same command runs them again"
         print(f"\n{what}; continue with: {sweep.command}", flush=True)
-    return bool(told or sweep.stopped)
+    return bool(told or stopped)
 
 
 def conclude(folder: Path) -> None:

@@ -17,7 +17,7 @@ from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 
-from lightning_dpo import config, grid, jobs, sweep
+from lightning_dpo import allow, config, grid, guard, jobs, sweep
 from lightning_dpo.errors import DataError
 from lightning_dpo.signals import Interrupted, OutOfTime, Stop
 
@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from lightning_dpo.run_folder import RunFolder
 
 log = logging.getLogger(__name__)
+guard.install()  # on import: the workers of a launcher start with this module
 
 
 def main() -> None:
@@ -124,7 +125,7 @@ def _run(cfg: DictConfig, choices: dict[str, str | None], folder: "RunFolder", s
         trust_remote_code=cfg.model.trust_remote_code,
         scoring=cfg.scoring,
     )
-    scorer = cfg.samples.scorer and config.locate(cfg.samples.scorer)
+    scorer = cfg.samples.scorer and allow.allowed(cfg.samples.scorer, "samples.scorer")
     samples = instantiate(cfg.samples, scorer=scorer, output_dir=folder.path)
     clock = tracking.Clock()
     metrics = tracking.MetricsCSV(folder.path)
@@ -134,7 +135,7 @@ def _run(cfg: DictConfig, choices: dict[str, str | None], folder: "RunFolder", s
         trainer = instantiate(
             cfg.trainer,
             accelerator=_accelerator(cfg.trainer.accelerator, torch.cuda.is_available()),
-            callbacks=[samples, clock, DisplacementWarning(), *bar, saving],
+            callbacks=[samples, clock, DisplacementWarning(), *instantiate(cfg.callbacks or {}).values(), *bar, saving],
             plugins=[WholeFiles()],
             max_time=None,  # Lightning's ends the run as if it were finished
             logger=[metrics, *(tracking.connect(partial(instantiate, node)) for node in (cfg.logger or {}).values())],

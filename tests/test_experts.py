@@ -5,8 +5,11 @@ import torch
 from transformers import MixtralConfig, MixtralForCausalLM
 
 from lightning_dpo import CopyReference, DPOModule
+from lightning_dpo.errors import ConfigError
+from lightning_dpo.experts import coefficient
+from lightning_dpo.models import load_model
 from lightning_dpo.scoring import Scorer
-from tests.conftest import SIZES, random_pairs
+from tests.conftest import SIZES, llama, random_pairs
 from tests.test_module import DPO, SGD, Rows, loader, trainer
 
 
@@ -42,3 +45,15 @@ def test_it_is_added_with_the_models_coefficient_and_logged():
     torch.testing.assert_close(gradients["with"] - gradients["without"], own, atol=1e-6, rtol=1e-4)
     assert logged["with"]["train/aux_loss"] > 1 and "train/aux_loss" not in logged["without"]
     assert logged["with"]["train/loss"] == pytest.approx(logged["without"]["train/loss"])
+
+
+def test_the_key_of_the_model_switches_the_loss_on_and_off(tmp_path):
+    mixtral(output_router_logits=False).save_pretrained(tmp_path)
+    batch = random_pairs()
+    for weight, on in ((None, False), (0.25, True), (0.0, False)):
+        model = load_model(str(tmp_path), router_aux_loss_coef=weight)
+        assert (Scorer(model).score(batch).aux_loss is not None) == on
+        assert not on or coefficient(model) == weight
+    llama().save_pretrained(tmp_path / "dense")
+    with pytest.raises(ConfigError, match="router_aux_loss_coef=0.1: LlamaForCausalLM has no experts"):
+        load_model(str(tmp_path / "dense"), router_aux_loss_coef=0.1)

@@ -10,6 +10,7 @@ from torch.utils.data import DataLoader
 from lightning_dpo import CopyReference, DPOModule, PreferenceDataModule, losses
 from lightning_dpo.losses import ReferenceRequired
 from tests.conftest import gpt2, llama, random_pairs
+from tests.pairs import tree_pairs
 
 SGD = partial(torch.optim.SGD, lr=0.1)
 DPO = partial(losses.dpo, beta=0.1)
@@ -223,3 +224,20 @@ def test_weights_multiply_the_losses_of_their_pairs():
     expected = sum(w * step_taken(pairs.select([i])) for i, w in enumerate(weights)) / 4
     pairs.weight = torch.tensor(weights, dtype=torch.float64)
     torch.testing.assert_close(step_taken(pairs), expected, atol=1e-6, rtol=1e-4)
+
+
+def test_twenty_steps_of_packed_rows_follow_those_of_padded_ones():
+    """Pairs that share prompts and responses, so that packed rows leave out more than pad tokens."""
+    pairs, losses_of, sums = tree_pairs(80), {}, {}
+    for scoring in ("padded", "shared_prefix"):
+        rows = Rows()
+        adam = partial(torch.optim.AdamW, lr=1e-3)
+        run = DPOModule(llama(), DPO, CopyReference(), adam, scoring=scoring)
+        trainer(logger=rows, log_every_n_steps=1).fit(run, loader(pairs, 4))
+        losses_of[scoring] = [float(row["train/loss"]) for _, row in rows.rows]
+        sums[scoring] = [float(row["train/logps/chosen"]) for _, row in rows.rows]
+    assert len(losses_of["padded"]) == 20 and losses_of["padded"][0] == pytest.approx(0.693147, abs=1e-6)
+    assert losses_of["shared_prefix"][0] == pytest.approx(0.693147, abs=1e-6)
+    assert losses_of["shared_prefix"] == pytest.approx(losses_of["padded"], abs=1e-4)
+    assert sums["shared_prefix"] == pytest.approx(sums["padded"], abs=2e-3)
+    assert min(losses_of["padded"][1:]) < 0.6  # they have moved

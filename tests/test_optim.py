@@ -1,0 +1,37 @@
+"""Optimizers that need more than torch."""
+
+import sys
+from functools import partial
+
+import pytest
+import torch
+
+from lightning_dpo import CopyReference, DPOModule
+from lightning_dpo.errors import ConfigError
+from lightning_dpo.optim import adamw_8bit
+from tests.conftest import llama, random_pairs
+from tests.test_module import DPO, loader, trainer
+
+
+def test_adamw_8bit_keeps_bytes_and_steps_like_adamw():
+    pytest.importorskip("bitsandbytes", reason="pip install 'lightning-dpo[8bit]'")
+    trained = {}
+    for make in (adamw_8bit, torch.optim.AdamW):
+        run = DPOModule(llama(hidden_size=64, intermediate_size=128), DPO, CopyReference(), partial(make, lr=1e-3))
+        begin = torch.cat([p.detach().flatten().clone() for p in run.policy.parameters()])
+        fit = trainer(max_epochs=5)
+        fit.fit(run, loader(random_pairs(12), 4))
+        trained[make] = torch.cat([p.detach().flatten() for p in run.policy.parameters()]) - begin
+        if make is adamw_8bit:
+            states = fit.optimizers[0].state
+            large = [state for p, state in states.items() if p.numel() >= 4096]
+            assert large and all(state["state1"].dtype == torch.uint8 for state in large)
+    ours, own = trained.values()
+    assert torch.cosine_similarity(ours, own, dim=0) > 0.95
+    assert ours.norm() / own.norm() == pytest.approx(1, abs=0.1)
+
+
+def test_without_bitsandbytes_it_says_what_to_install(monkeypatch):
+    monkeypatch.setitem(sys.modules, "bitsandbytes.optim", None)
+    with pytest.raises(ConfigError, match=r"pip install 'lightning-dpo\[8bit\]', or type optimizer=adamw"):
+        adamw_8bit([torch.nn.Parameter(torch.zeros(1))])

@@ -97,12 +97,22 @@ class MetricsCSV(Logger):
         wider.replace(self.path)
 
 
+COUNTED = ("pairs", "tokens", "seconds", "validated_at")
+
+
 class Clock(L.Callback):
-    """Counts pairs and tokens while training; a prompt counts once per pair, and padding not at all."""
+    """Counts pairs and tokens while training; a prompt counts once per pair, and padding not at all.
+
+    `validated_at` is the number of optimizer steps at the last validation.
+    """
 
     def __init__(self):
         self.pairs = self.tokens = 0
         self.seconds = 0.0
+        self.validated_at: int | None = None
+
+    def on_validation_end(self, trainer, pl_module) -> None:
+        self.validated_at = trainer.global_step
 
     def on_train_batch_start(self, trainer, pl_module, batch: PairBatch, batch_idx: int) -> None:
         self._begin = time.monotonic()
@@ -113,10 +123,11 @@ class Clock(L.Callback):
         self.tokens += sum(len(side.values) for side in (batch.prompt, batch.chosen, batch.rejected))
 
     def state_dict(self) -> dict[str, Any]:
-        return {"pairs": self.pairs, "tokens": self.tokens, "seconds": self.seconds}
+        return {name: getattr(self, name) for name in COUNTED}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        self.pairs, self.tokens, self.seconds = (state_dict[name] for name in ("pairs", "tokens", "seconds"))
+        for name in COUNTED:
+            setattr(self, name, state_dict[name])
 
 
 def connect(build: Callable[..., Logger]) -> Logger:

@@ -148,6 +148,8 @@ def _run(cfg: DictConfig, choices: dict[str, str | None], folder: "RunFolder", s
         elif data.val_sets:
             trainer.validate(module, datamodule=data, verbose=False)
         trainer.fit(module, datamodule=data, ckpt_path=start, weights_only=True)
+        if data.val_sets and clock.validated_at != trainer.global_step:  # max_steps ended it within an epoch
+            trainer.validate(module, datamodule=data, verbose=False)
         if data.streaming:
             console.stream_page(data, folder.path, report)
         folder.export(trainer, module, tokenizer, choices)

@@ -36,13 +36,10 @@ def test_drawn_samples_come_near_it_and_every_prompt_has_its_own_normaliser(beta
     generator = torch.Generator().manual_seed(0)
     references = torch.tensor([[0.6, 0.3, 0.1], [0.1, 0.2, 0.7]], dtype=torch.float64)
     scores = torch.tensor([[0.0, 1.0, 2.0], [3.0, -1.0, 0.0]], dtype=torch.float64)
-    drawn = torch.stack(
-        [s[p.multinomial(40_000, True, generator=generator)] for p, s in zip(references, scores, strict=True)]
-    )
+    tasks = list(zip(references, scores, strict=True))
+    drawn = torch.stack([s[p.multinomial(40_000, True, generator=generator)] for p, s in tasks])
     point = optimum.optimum(drawn, beta)
-    kl, score = (
-        sum(x) / 2 for x in zip(*(enumerated(p, s, beta) for p, s in zip(references, scores, strict=True)), strict=True)
-    )
+    kl, score = torch.tensor([enumerated(p, s, beta) for p, s in tasks]).mean(0).tolist()
     assert point.kl == pytest.approx(kl, abs=0.03) and point.score == pytest.approx(score, abs=0.03)
 
 

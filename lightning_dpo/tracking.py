@@ -75,11 +75,18 @@ class MetricsCSV(Logger):
 
 
 class Clock(L.Callback):
-    """Counts pairs and tokens while training; a prompt counts once per pair, and padding not at all."""
+    """Counts pairs and tokens while training; a prompt counts once per pair, and padding not at all.
+
+    `validated_at` is the number of optimizer steps at the last validation.
+    """
 
     def __init__(self):
         self.pairs = self.tokens = 0
         self.seconds = 0.0
+        self.validated_at: int | None = None
+
+    def on_validation_end(self, trainer, pl_module) -> None:
+        self.validated_at = trainer.global_step
 
     def on_train_batch_start(self, trainer, pl_module, batch: PairBatch, batch_idx: int) -> None:
         self._begin = time.monotonic()

@@ -16,10 +16,11 @@ from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 
-from lightning_dpo import config, grid, sweep
+from lightning_dpo import allow, config, grid, guard, sweep
 from lightning_dpo.errors import DataError
 
 log = logging.getLogger(__name__)
+guard.install()  # on import: the workers of a launcher start with this module
 
 
 def main() -> None:
@@ -95,7 +96,7 @@ def train(cfg: DictConfig, choices: dict[str, str | None], overrides: list[str])
         trust_remote_code=cfg.model.trust_remote_code,
         scoring=cfg.scoring,
     )
-    scorer = cfg.samples.scorer and config.locate(cfg.samples.scorer)
+    scorer = cfg.samples.scorer and allow.allowed(cfg.samples.scorer, "samples.scorer")
     samples = instantiate(cfg.samples, scorer=scorer, output_dir=folder.path)
     clock = tracking.Clock()
     metrics = tracking.MetricsCSV(folder.path)
@@ -104,7 +105,7 @@ def train(cfg: DictConfig, choices: dict[str, str | None], overrides: list[str])
         trainer = instantiate(
             cfg.trainer,
             accelerator=_accelerator(cfg.trainer.accelerator, torch.cuda.is_available()),
-            callbacks=[samples, clock, DisplacementWarning(), *bar],
+            callbacks=[samples, clock, DisplacementWarning(), *instantiate(cfg.callbacks or {}).values(), *bar],
             logger=[metrics, *(tracking.connect(partial(instantiate, node)) for node in (cfg.logger or {}).values())],
         )
         for logger in trainer.loggers:
@@ -113,6 +114,8 @@ def train(cfg: DictConfig, choices: dict[str, str | None], overrides: list[str])
         if data.val_sets:
             trainer.validate(module, datamodule=data, verbose=False)
         trainer.fit(module, datamodule=data)
+        if data.val_sets and clock.validated_at != trainer.global_step:  # max_steps ended it within an epoch
+            trainer.validate(module, datamodule=data, verbose=False)
         if data.streaming:
             console.stream_page(data, folder.path, report)
         folder.export(trainer, module, tokenizer, choices)

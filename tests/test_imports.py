@@ -18,7 +18,7 @@ LAYERS = [
     {"__main__"},
     {"train", "dashboard"} | {n for n in FILES if n.startswith("benchmark")},
     {"sweep"},
-    {"overview", "grid"},
+    {"overview", "grid", "guard"},
     {"jobs"},
     {"console", "config"},
     {"run_folder", "compare"},
@@ -41,6 +41,7 @@ LAYERS = [
     {"soundness"},
     {"layout"},
     {"attention"},
+    {"allow"},
     {"batch", "signatures", "errors", "files", "resolvers", "demo"},
 ]
 """From the top; a module imports from lower layers, or from its own package."""
@@ -72,7 +73,7 @@ def test_imports_point_downward(name):
 
 @pytest.mark.parametrize(
     ("library", "users"),
-    [("hydra", {"train", "config", "sweep", "grid", "demo.optimum"}), ("wandb", {"tracking"})],
+    [("hydra", {"train", "config", "sweep", "grid", "guard", "demo.optimum"}), ("wandb", {"tracking"})],
 )
 def test_hydra_and_wandb_are_met_in_few_places(library, users):
     assert {name for name, path in FILES.items() if any(i.split(".")[0] == library for i in imports(path))} == users

@@ -136,6 +136,14 @@ def test_a_report_stops_before_training_and_ches_needs_only_the_policy(command, 
     assert json.loads((tmp_path / "run" / "data_report.json").read_text())["ches"]["pairs"] == 48
 
 
+def test_a_run_that_ends_within_an_epoch_is_validated_at_its_end(command, short, tmp_path):
+    code, said = command("trainer.max_steps=2", "logger=csv", *short)
+    assert code == 0, said
+    validated = [r for r in rows(tmp_path / "run") if r["val/loss"]]
+    assert [r["step"] for r in validated] == ["0", "2"] and validated[0]["val/loss"] != validated[1]["val/loss"]
+    assert len((tmp_path / "run" / "samples.jsonl").read_text().splitlines()) == 16
+
+
 def test_a_stream_trains_and_says_what_it_has_read(command, short, few_reviews, tmp_path):
     (tmp_path / "rows.jsonl").write_text("broken\n" + few_reviews.read_text())
     options = [s for s in short if not s.startswith(("data.train", "reference"))]

@@ -34,8 +34,8 @@ LOCK, OUTPUT = ".job.lock", "output.log"
 STAYING = {FILE, LOCK, OUTPUT, "train.log"}
 """Not moved or emptied: they belong to the folder, whichever run is in it."""
 
-BESIDE = ("output_dir", "run_name", "sweep_name", "logger", "resume")
-"""Keys that say where a run's numbers go; they do not make it another run."""
+BESIDE = ("output_dir", "run_name", "sweep_name", "logger", "resume", "resume_override", "checkpoint")
+"""Keys that say where a run's numbers go and how it goes on; they do not make it another run."""
 
 
 class JobFailed(RuntimeError):

@@ -97,13 +97,14 @@ class MetricsCSV(Logger):
         wider.replace(self.path)
 
 
+COUNTED = ("pairs", "tokens", "seconds", "validated_at")
+
+
 class Clock(L.Callback):
     """Counts pairs and tokens while training; a prompt counts once per pair, and padding not at all.
 
     `validated_at` is the number of optimizer steps at the last validation.
     """
-
-    STATE = ("pairs", "tokens", "seconds", "validated_at")
 
     def __init__(self):
         self.pairs = self.tokens = 0
@@ -122,10 +123,11 @@ class Clock(L.Callback):
         self.tokens += sum(len(side.values) for side in (batch.prompt, batch.chosen, batch.rejected))
 
     def state_dict(self) -> dict[str, Any]:
-        return {name: getattr(self, name) for name in self.STATE}
+        return {name: getattr(self, name) for name in COUNTED}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        self.pairs, self.tokens, self.seconds, self.validated_at = (state_dict[name] for name in self.STATE)
+        for name in COUNTED:
+            setattr(self, name, state_dict[name])
 
 
 def connect(build: Callable[..., Logger]) -> Logger:

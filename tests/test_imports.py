@@ -72,7 +72,8 @@ def test_imports_point_downward(name):
 
 
 @pytest.mark.parametrize(
-    ("library", "users"), [("hydra", {"train", "config", "sweep", "grid", "guard"}), ("wandb", {"tracking"})]
+    ("library", "users"),
+    [("hydra", {"train", "config", "sweep", "grid", "guard", "demo.optimum"}), ("wandb", {"tracking"})],
 )
 def test_hydra_and_wandb_are_met_in_few_places(library, users):
     assert {name for name, path in FILES.items() if any(i.split(".")[0] == library for i in imports(path))} == users

@@ -71,8 +71,6 @@ def run(
                 raise ConfigError("another job of this sweep has the same folder; type hydra.sweep.subdir=...")
             if difference:
                 _move_away(folder, former, difference)
-            elif former:
-                _go_on(folder)
             return _run(folder, cfg, body, record)
     except (ConfigError, OSError) as error:  # the folder is another one's, and its job.json too
         write_json(folder / REFUSED, {**record, "state": "failed", "error": _one_line(error), "log": None})
@@ -114,12 +112,6 @@ def _move_away(folder: Path, former: dict[str, Any], difference: list[str]) -> N
         shutil.move(path, target)
     changes = "; ".join(difference)
     log.warning("%s: its configuration has changed (%s); what was here is now in %s", folder.name, changes, target)
-
-
-def _go_on(folder: Path) -> None:
-    """Empty the folder of a run that broke, so that it starts again."""
-    for path in _movable(folder):
-        shutil.rmtree(path) if path.is_dir() else path.unlink()
 
 
 def _movable(folder: Path) -> list[Path]:

@@ -22,7 +22,7 @@ LAYERS = [
     {"jobs"},
     {"console", "config"},
     {"run_folder", "compare"},
-    {"samples", "displacement"},
+    {"samples", "displacement", "saving"},
     {"module", "data.module", "tracking"},
     {"checks", "data", "data.report", "data.ches_report", "data.stream"},
     {"reference"},
@@ -34,7 +34,7 @@ LAYERS = [
     {"data.chat", "data.formats", "data.sources"},
     {"data.dialogue", "data.lines"},
     {"data.rows"},
-    {"store", "generation", "models", "metrics", "ches"},
+    {"checkpoint", "store", "generation", "models", "metrics", "ches"},
     {"losses"} | {n for n in FILES if n.startswith("losses.")},
     {"scoring"},
     {"experts", "head"},
@@ -42,7 +42,7 @@ LAYERS = [
     {"layout"},
     {"attention"},
     {"allow"},
-    {"batch", "signatures", "errors", "files", "resolvers", "demo"},
+    {"batch", "signatures", "errors", "files", "signals", "resolvers", "demo"},
 ]
 """From the top; a module imports from lower layers, or from its own package."""
 

@@ -23,7 +23,7 @@ from typing import Any
 from filelock import FileLock, Timeout
 from omegaconf import DictConfig, OmegaConf, open_dict
 
-from lightning_dpo.config import SECRET_KEY
+from lightning_dpo import redact
 from lightning_dpo.errors import ConfigError
 from lightning_dpo.files import write_json
 
@@ -131,7 +131,7 @@ def compared(cfg: DictConfig) -> dict[str, Any]:
         for key in BESIDE:
             cfg[key] = None
     plain = OmegaConf.to_container(cfg, resolve=True)
-    flat = {key: value for key, value in _flat(plain) if not SECRET_KEY.search(key)}
+    flat = {key: value for key, value in _flat(plain) if not redact.KEY.search(key)}
     return json.loads(json.dumps(flat))  # as it will be read again
 
 
@@ -188,7 +188,7 @@ def printed_to(path: Path) -> Iterator[None]:
         try:
             for number, file in ((1, out), (2, err)):
                 os.dup2(file.fileno(), number)
-            with redirect_stdout(out), redirect_stderr(err):
+            with redirect_stdout(redact.Stream(out)), redirect_stderr(redact.Stream(err)):  # type: ignore[type-var]
                 yield
         finally:
             for number, original in saved.items():
@@ -217,7 +217,7 @@ def isolated() -> Iterator[None]:
 
 
 def _one_line(error: BaseException) -> str:
-    return f"{type(error).__name__}: {' '.join(str(error).split())}"
+    return redact.redact(f"{type(error).__name__}: {' '.join(str(error).split())}")
 
 
 def _now() -> str:

@@ -1,5 +1,6 @@
 """DPOModule: the training step, the optimizer and what is logged. It never learns which loss it holds."""
 
+import logging
 from collections import defaultdict
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import replace
@@ -13,11 +14,13 @@ from torch import Tensor
 from torch.optim import AdamW, Optimizer
 from transformers import PreTrainedModel
 
-from lightning_dpo import losses
+from lightning_dpo import finite, losses
 from lightning_dpo.attention import disable
 from lightning_dpo.batch import PairBatch
 from lightning_dpo.checks import check_first_batch
+from lightning_dpo.errors import NonFiniteError
 from lightning_dpo.experts import coefficient
+from lightning_dpo.finite import NonFinite
 from lightning_dpo.losses import Loss, PairLogps, needs_of
 from lightning_dpo.losses.plain import from_plain, to_plain
 from lightning_dpo.metrics import PairMeans, pair_metrics
@@ -26,6 +29,8 @@ from lightning_dpo.optim import schedule
 from lightning_dpo.reference import Reference
 from lightning_dpo.scoring import Scorer, Scores, Scoring
 from lightning_dpo.signatures import check_arguments
+
+log = logging.getLogger(__name__)
 
 ADAMW = partial(AdamW, lr=1e-6, weight_decay=0.0)
 
@@ -42,6 +47,8 @@ class DPOModule(L.LightningModule):
         scheduler: (optimizer, total optimizer steps) -> schedule, stepped after each optimizer step.
         trust_remote_code: for a model given as a path.
         scoring: how a batch is laid out for the model, see Scorer.
+        nonfinite: a step whose loss or gradient is NaN or infinite ends the run ("stop": NonFiniteError), or changes
+            nothing ("skip"); its rows go to `nonfinite.jsonl` in the trainer's default_root_dir.
 
     Batches are PairBatch objects, as PreferenceDataModule makes them. An optimizer step is the mean over all its pairs,
     whatever the micro-batches, the ranks or the size of the last window.
@@ -59,6 +66,7 @@ class DPOModule(L.LightningModule):
         scheduler: Callable[..., Any] = schedule,
         trust_remote_code: bool = False,
         scoring: Scoring = "auto",
+        nonfinite: NonFinite = "stop",
     ):
         super().__init__()
         self.policy = _policy(model, trust_remote_code)
@@ -75,8 +83,10 @@ class DPOModule(L.LightningModule):
         self.save_hyperparameters({k: v for k, v in plain.items() if v is not None}, logger=False)
         self.scorer = Scorer(self.policy, scoring)
         self._means = defaultdict(PairMeans)
+        self.nonfinite, self._steps = nonfinite, finite.Steps()
         self._untrained = True
         """Whether the policy still is what it was when it was given."""
+        self._broken: str | None = None
         self.train()
 
     def train(self, mode: bool = True) -> "DPOModule":
@@ -119,6 +129,8 @@ class DPOModule(L.LightningModule):
             loss = loss + coefficient(self.policy) * aux_loss
         for stage in stages:
             self._means[stage].update(metrics)
+            if stage == "train":
+                self._steps.add(batch, logps, result.loss)
         return loss
 
     def _score(self, batch: PairBatch) -> tuple[PairLogps, Tensor | None]:
@@ -143,11 +155,45 @@ class DPOModule(L.LightningModule):
             gradient.mul_(undone / pairs.to(gradient.dtype))
         norm = torch.nn.utils.get_total_norm(gradients)
         self._log("train", {**means, "grad_norm": norm, "lr": optimizer.param_groups[0]["lr"]}, done=1)
+        scaled = getattr(self.trainer.precision_plugin, "scaler", None) is not None
+        self._steps.close(self.trainer.global_step + 1, means["loss"], norm, scaled)
+        if self.nonfinite == "skip" and (bad := self._steps.look()):  # waits for the device: the optimizer must know
+            log.warning("%s; step left out", self._written(bad))
+            for parameter in (p for group in optimizer.param_groups for p in group["params"]):
+                parameter.grad = None
+
+    def check_finite(self) -> None:
+        """Look at the steps since the last look, which waits for the device once: where metrics are written, before a
+        validation and before a checkpoint.
+
+        Errors: NonFiniteError where one was not finite, from then on at every look.
+        """
+        if bad := self._steps.look():
+            self._broken = f"{self._written(bad)}; {finite.REMEDIES}"
+        if self._broken:
+            raise NonFiniteError(self._broken)
+
+    def _written(self, bad: list[finite.Step]) -> str:
+        pairs = getattr(getattr(self.trainer, "datamodule", None), "train_pairs", None)
+        return finite.write(bad, Path(self.trainer.default_root_dir), lambda row: pairs and pairs.where(row))
+
+    def on_train_batch_end(self, outputs: Any, batch: PairBatch, batch_idx: int) -> None:
+        if self.trainer.global_step % self.trainer.log_every_n_steps == 0:
+            self.check_finite()
+
+    def on_train_end(self) -> None:
+        self.check_finite()
+
+    def on_validation_start(self) -> None:
+        self.check_finite()
 
     def on_validation_epoch_end(self) -> None:
         for stage in [name for name in self._means if name != "train"]:
             means, _ = self._means[stage].compute(self._all_reduce)
             self._log(stage, means, done=0)
+            if self.nonfinite == "stop" and not means["loss"].isfinite():
+                what = f"step {self.trainer.global_step}: {stage}/loss is {float(means['loss'])}, not finite"
+                raise NonFiniteError(f"{what}; {finite.REMEDIES}")
 
     def _log(self, stage: str, values: Mapping[str, Any], done: int) -> None:
         """One row. `step` is the number of optimizer steps done; this step itself counts already (`done`)."""
@@ -167,6 +213,12 @@ class DPOModule(L.LightningModule):
         return {"optimizer": optimizer, "lr_scheduler": schedule}
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        self.check_finite()
+        if not finite.all_finite(list(self.policy.parameters())):
+            names = [name for name, p in self.policy.named_parameters() if not finite.all_finite([p])]
+            raise NonFiniteError(
+                f"weights that are not finite are not saved: {', '.join(names[:3])}; {finite.REMEDIES}"
+            )
         for key in [k for k in checkpoint["state_dict"] if k.startswith("reference.")]:
             del checkpoint["state_dict"][key]
 

@@ -1,0 +1,110 @@
+"""A step whose loss or gradient is no number: found without waiting for the GPU, and written down row by row."""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, Literal, NamedTuple
+
+import torch
+from torch import Tensor
+
+from lightning_dpo.batch import PairBatch
+from lightning_dpo.losses.types import PairLogps
+
+NonFinite = Literal["stop", "skip"]
+"""What a step that is not finite does: it ends the run, or it leaves the weights as they are."""
+
+FILE = "nonfinite.jsonl"
+
+REMEDIES = (
+    "what helps: a lower optimizer.lr or a longer scheduler.warmup_steps, trainer.gradient_clip_val, "
+    "trainer.precision=32-true, taking the rows out; nonfinite=skip leaves such steps out"
+)
+
+
+class Rows(NamedTuple):
+    """The pairs of a micro-batch: what they are, on the CPU, and what they gave, where the policy is."""
+
+    index: Tensor
+    lengths: dict[str, Tensor]
+    values: dict[str, Tensor]
+
+
+class Step(NamedTuple):
+    number: int
+    finite: Tensor
+    grad_norm: Tensor
+    parts: list[Rows]
+
+
+class Steps:
+    """The optimizer steps since the last look at them. Looking waits for the device once, however many they are."""
+
+    def __init__(self):
+        self.parts: list[Rows] = []
+        self.steps: list[Step] = []
+
+    def add(self, batch: PairBatch, logps: PairLogps, loss: Tensor) -> None:
+        """A micro-batch of the step that is under way; `loss` is [pair]."""
+        lengths = {side: getattr(batch, side).lengths for side in ("prompt", "chosen", "rejected")}
+        values = {"loss": loss, "logp_chosen": logps.chosen, "logp_rejected": logps.rejected}
+        if logps.ref_chosen is not None and logps.ref_rejected is not None:
+            values |= {"ref_logp_chosen": logps.ref_chosen, "ref_logp_rejected": logps.ref_rejected}
+        self.parts.append(Rows(batch.index, lengths, {name: value.detach() for name, value in values.items()}))
+
+    def close(self, number: int, loss: Tensor, grad_norm: Tensor, scaled: bool) -> None:
+        """The step is complete.
+
+        Args:
+            loss: its mean, which is finite if and only if every pair's is.
+            scaled: gradients are scaled for float16, and an infinite one is the scaler's business.
+        """
+        finite = loss.isfinite() if scaled else loss.isfinite() & grad_norm.isfinite()
+        self.steps.append(Step(number, finite, grad_norm, self.parts))
+        self.parts = []
+
+    def look(self) -> list[Step]:
+        """The steps that were not finite; then forget all."""
+        steps, self.steps = self.steps, []
+        if not steps:
+            return []
+        finite = torch.stack([step.finite for step in steps]).tolist()
+        return [step for step, good in zip(steps, finite, strict=True) if not good]
+
+
+def rows_of(step: Step, where: Callable[[int], str | None]) -> list[dict[str, Any]]:
+    """The pairs of a step whose numbers are not finite; all of them, where only the gradient is not."""
+    rows = []
+    for part in step.parts:
+        values = {name: value.float().tolist() for name, value in part.values.items()}
+        for i, index in enumerate(part.index.tolist()):
+            tokens = {f"tokens_{side}": int(lengths[i]) for side, lengths in part.lengths.items()}
+            row = {"step": step.number, "row": index, "where": where(index), **tokens}
+            rows.append(row | {name: value[i] for name, value in values.items()})
+    offending = [row for row in rows if not all(_finite(value) for value in row.values())]
+    return offending or rows
+
+
+def _finite(value: Any) -> bool:
+    return not isinstance(value, float) or value - value == 0
+
+
+def write(steps: list[Step], folder: Path, where: Callable[[int], str | None]) -> str:
+    """Append the offending rows to `nonfinite.jsonl`; returns what to say. NaN and Infinity stand there by name."""
+    rows = [row for step in steps for row in rows_of(step, where)]
+    folder.mkdir(parents=True, exist_ok=True)
+    with open(folder / FILE, "a", encoding="utf-8") as file:
+        file.writelines(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
+    first, norm = rows[0], float(steps[0].grad_norm)
+    what = "the gradient" if all(_finite(value) for value in first.values()) else "the loss"
+    named = first["where"] or f"row {first['row']}"
+    return (
+        f"step {steps[0].number}: {what} is not finite (loss {first['loss']:g}, log-probabilities "
+        f"{first['logp_chosen']:g} and {first['logp_rejected']:g} of {named}, gradient norm {norm:g}); "
+        f"{len(rows)} row{'s' * (len(rows) > 1)} in {folder / FILE}"
+    )
+
+
+def all_finite(tensors: list[Tensor]) -> bool:
+    """Whether every number is finite; waits for the device once."""
+    return not tensors or bool(torch.stack([tensor.detach().isfinite().all() for tensor in tensors]).all())

@@ -17,19 +17,19 @@ log = logging.getLogger(__name__)
 
 KL = (
     "far from the reference at step {step}: KL {kl:.1f} nats per completion, beyond warn_kl={limit:g}. What the loss "
-    "learnt from pairs near the reference says little out here: read samples.jsonl. What helps: a larger beta, a lower "
-    "optimizer.lr, fewer epochs, loss=ipo; warn_kl=null silences this"
+    "learnt from pairs near the reference says little out here: read samples.jsonl. What helps: a larger beta, "
+    "a lower optimizer.lr, fewer epochs, loss=ipo; warn_kl=null silences this"
 )
 SCORER = (
     "better on pairs, worse by the scorer, at step {step}: since the start the held-out accuracy rose from "
-    "{accuracy_then:.3f} to {accuracy:.3f} while the scorer's {name} fell from {then:.3g} to {now:.3g}, more than twice "
-    "its standard error. The policy over-optimises the loss: read samples.jsonl. What helps: a larger beta, a lower "
-    "optimizer.lr, fewer epochs, and pairs that the policy itself could have written"
+    "{accuracy_then:.3f} to {accuracy:.3f} while the scorer's {name} fell from {then:.3g} to {now:.3g}, more than "
+    "twice its standard error. The policy over-optimises the loss: read samples.jsonl. What helps: a larger beta, "
+    "a lower optimizer.lr, fewer epochs, and pairs that the policy itself could have written"
 )
 ROUNDING = (
     "optimizer.lr={lr:g} is small for weights in bfloat16: a step of that size rounds to nothing for {share:.0%} of "
-    "them, so most of the training is lost. What helps: float32 weights under bf16 arithmetic, model.dtype=float32 with "
-    "trainer.precision=bf16-mixed"
+    "them, so most of the training is lost. What helps: float32 weights under bf16 arithmetic, model.dtype=float32 "
+    "with trainer.precision=bf16-mixed"
 )
 LOST = 0.1
 """Share of the weights that a step must leave unchanged before it is worth a warning."""

@@ -116,7 +116,7 @@ def _check_combinations(cfg: dict[str, Any]) -> None:
 def _check_loss(cfg: DictConfig, loss: Any, choices: dict[str, str | None]) -> None:
     """What the loss declares that it needs, and what the other keys give it."""
     from lightning_dpo.losses import ReferenceRequired, needs_of
-    from lightning_dpo.module import check_batches, check_reference
+    from lightning_dpo.needs import check_batches, check_reference
 
     needs, reference = needs_of(loss), f"reference={choices.get('reference')} with loss={choices.get('loss')}"
     margins = cfg.data.get("margin_column")

@@ -1,15 +1,21 @@
 """A step whose loss or gradient is no number: found without waiting for the GPU, and written down row by row."""
 
 import json
+import logging
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
+import lightning as L
 import torch
 from torch import Tensor
+from torch.optim import Optimizer
 
 from lightning_dpo.batch import PairBatch
+from lightning_dpo.errors import NonFiniteError
 from lightning_dpo.losses.types import PairLogps
+
+log = logging.getLogger(__name__)
 
 NonFinite = Literal["stop", "skip"]
 """What a step that is not finite does: it ends the run, or it leaves the weights as they are."""
@@ -43,6 +49,7 @@ class Steps:
     def __init__(self):
         self.parts: list[Rows] = []
         self.steps: list[Step] = []
+        self.broken: str | None = None
 
     def add(self, batch: PairBatch, logps: PairLogps, loss: Tensor) -> None:
         """A micro-batch of the step that is under way; `loss` is [pair]."""
@@ -70,6 +77,26 @@ class Steps:
             return []
         finite = torch.stack([step.finite for step in steps]).tolist()
         return [step for step, good in zip(steps, finite, strict=True) if not good]
+
+    def check(self, trainer: L.Trainer) -> None:
+        """Look. Errors: NonFiniteError where a step was not finite, from then on at every look."""
+        if bad := self.look():
+            self.broken = f"{_written(bad, trainer)}; {REMEDIES}"
+        if self.broken:
+            raise NonFiniteError(self.broken)
+
+    def skip(self, trainer: L.Trainer, optimizer: Optimizer) -> None:
+        """Take the gradients of a step that is not finite, so that the optimizer changes neither weights nor moments.
+        It must know before it steps, so this waits for the device every time."""
+        if bad := self.look():
+            log.warning("%s; step left out", _written(bad, trainer))
+            for parameter in (p for group in optimizer.param_groups for p in group["params"]):
+                parameter.grad = None
+
+
+def _written(bad: list[Step], trainer: L.Trainer) -> str:
+    pairs = getattr(getattr(trainer, "datamodule", None), "train_pairs", None)
+    return write(bad, Path(trainer.default_root_dir), lambda row: pairs and pairs.where(row))
 
 
 def rows_of(step: Step, where: Callable[[int], str | None]) -> list[dict[str, Any]]:
@@ -105,6 +132,16 @@ def write(steps: list[Step], folder: Path, where: Callable[[int], str | None]) -
     )
 
 
-def all_finite(tensors: list[Tensor]) -> bool:
-    """Whether every number is finite; waits for the device once."""
-    return not tensors or bool(torch.stack([tensor.detach().isfinite().all() for tensor in tensors]).all())
+def check_mean(name: str, value: Tensor) -> None:
+    """Errors: NonFiniteError for a mean that is no number."""
+    if not value.isfinite():
+        raise NonFiniteError(f"{name} is {float(value)}, not finite; {REMEDIES}")
+
+
+def check_weights(policy: torch.nn.Module) -> None:
+    """Errors: NonFiniteError that names the first parameters with a NaN or an infinity. Waits for the device once."""
+    named = list(policy.named_parameters())
+    bad = (~torch.stack([parameter.detach().isfinite().all() for _, parameter in named])).nonzero().flatten().tolist()
+    if bad:
+        names = ", ".join(named[i][0] for i in bad[:3])
+        raise NonFiniteError(f"weights that are not finite are not saved: {names}; {REMEDIES}")

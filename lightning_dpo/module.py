@@ -1,8 +1,7 @@
 """DPOModule: the training step, the optimizer and what is logged. It never learns which loss it holds."""
 
-import logging
 from collections import defaultdict
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -18,19 +17,17 @@ from lightning_dpo import finite, losses
 from lightning_dpo.attention import disable
 from lightning_dpo.batch import PairBatch
 from lightning_dpo.checks import check_first_batch
-from lightning_dpo.errors import NonFiniteError
 from lightning_dpo.experts import coefficient
 from lightning_dpo.finite import NonFinite
 from lightning_dpo.losses import Loss, PairLogps, needs_of
 from lightning_dpo.losses.plain import from_plain, to_plain
 from lightning_dpo.metrics import PairMeans, pair_metrics
 from lightning_dpo.models import from_plain_config, load_model, plain_config, without_dropout
+from lightning_dpo.needs import check_batches, check_reference
 from lightning_dpo.optim import schedule
 from lightning_dpo.reference import Reference
 from lightning_dpo.scoring import Scorer, Scores, Scoring
 from lightning_dpo.signatures import check_arguments
-
-log = logging.getLogger(__name__)
 
 ADAMW = partial(AdamW, lr=1e-6, weight_decay=0.0)
 
@@ -86,7 +83,6 @@ class DPOModule(L.LightningModule):
         self.nonfinite, self._steps = nonfinite, finite.Steps()
         self._untrained = True
         """Whether the policy still is what it was when it was given."""
-        self._broken: str | None = None
         self.train()
 
     def train(self, mode: bool = True) -> "DPOModule":
@@ -157,10 +153,8 @@ class DPOModule(L.LightningModule):
         self._log("train", {**means, "grad_norm": norm, "lr": optimizer.param_groups[0]["lr"]}, done=1)
         scaled = getattr(self.trainer.precision_plugin, "scaler", None) is not None
         self._steps.close(self.trainer.global_step + 1, means["loss"], norm, scaled)
-        if self.nonfinite == "skip" and (bad := self._steps.look()):  # waits for the device: the optimizer must know
-            log.warning("%s; step left out", self._written(bad))
-            for parameter in (p for group in optimizer.param_groups for p in group["params"]):
-                parameter.grad = None
+        if self.nonfinite == "skip":
+            self._steps.skip(self.trainer, optimizer)
 
     def check_finite(self) -> None:
         """Look at the steps since the last look, which waits for the device once: where metrics are written, before a
@@ -168,14 +162,7 @@ class DPOModule(L.LightningModule):
 
         Errors: NonFiniteError where one was not finite, from then on at every look.
         """
-        if bad := self._steps.look():
-            self._broken = f"{self._written(bad)}; {finite.REMEDIES}"
-        if self._broken:
-            raise NonFiniteError(self._broken)
-
-    def _written(self, bad: list[finite.Step]) -> str:
-        pairs = getattr(getattr(self.trainer, "datamodule", None), "train_pairs", None)
-        return finite.write(bad, Path(self.trainer.default_root_dir), lambda row: pairs and pairs.where(row))
+        self._steps.check(self.trainer)
 
     def on_train_batch_end(self, outputs: Any, batch: PairBatch, batch_idx: int) -> None:
         if self.trainer.global_step % self.trainer.log_every_n_steps == 0:
@@ -191,9 +178,8 @@ class DPOModule(L.LightningModule):
         for stage in [name for name in self._means if name != "train"]:
             means, _ = self._means[stage].compute(self._all_reduce)
             self._log(stage, means, done=0)
-            if self.nonfinite == "stop" and not means["loss"].isfinite():
-                what = f"step {self.trainer.global_step}: {stage}/loss is {float(means['loss'])}, not finite"
-                raise NonFiniteError(f"{what}; {finite.REMEDIES}")
+            if self.nonfinite == "stop":
+                finite.check_mean(f"step {self.trainer.global_step}: {stage}/loss", means["loss"])
 
     def _log(self, stage: str, values: Mapping[str, Any], done: int) -> None:
         """One row. `step` is the number of optimizer steps done; this step itself counts already (`done`)."""
@@ -214,11 +200,7 @@ class DPOModule(L.LightningModule):
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         self.check_finite()
-        if not finite.all_finite(list(self.policy.parameters())):
-            names = [name for name, p in self.policy.named_parameters() if not finite.all_finite([p])]
-            raise NonFiniteError(
-                f"weights that are not finite are not saved: {', '.join(names[:3])}; {finite.REMEDIES}"
-            )
+        finite.check_weights(self.policy)
         for key in [k for k in checkpoint["state_dict"] if k.startswith("reference.")]:
             del checkpoint["state_dict"][key]
 
@@ -248,24 +230,6 @@ def pair_logps(scores: Scores, index: Tensor | None = None, margin: Tensor | Non
         tokens=policy,
         ref_tokens=reference,
     )
-
-
-def check_reference(needs: Collection[str], reference: Reference | type[Reference] | None) -> None:
-    """Errors: ValueError where the reference cannot give what the loss needs."""
-    if reference is not None and "reference_kl" in needs and not reference.has_distribution:
-        raise ValueError(
-            "this loss compares the whole distributions of policy and reference at every token, and a cached reference "
-            "keeps one number per token; type reference=copy (in Python: DPOModule(..., reference=CopyReference()))"
-        )
-
-
-def check_batches(needs: Collection[str], accumulate: int, ranks: int) -> None:
-    """Errors: ValueError where a step is more than one micro-batch, and the loss's statistics range over it."""
-    if "whole_batch" in needs and (accumulate > 1 or ranks > 1):
-        raise ValueError(
-            "the statistics of this loss range over one micro-batch, so several of them in a step, or several ranks, "
-            "would be another loss; type trainer.accumulate_grad_batches=1 and a larger data.batch_size"
-        )
 
 
 def _policy(model: PreTrainedModel | str | Path | Mapping[str, Any], trust_remote_code: bool) -> PreTrainedModel:

@@ -26,6 +26,7 @@ LAYERS = [
     {"samples", "displacement"},
     {"module", "data.module", "tracking"},
     {"checks", "data", "data.report", "data.ches_report", "data.stream"},
+    {"needs"},
     {"reference"},
     {"precompute", "optim", "data.loader", "data.warn"},
     {"data.sets"},

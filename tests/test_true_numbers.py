@@ -6,6 +6,7 @@ import logging
 from functools import partial
 from types import SimpleNamespace
 
+import lightning as L
 import pytest
 import torch
 from torch.optim import AdamW
@@ -103,11 +104,6 @@ def test_a_look_at_the_steps_may_wait_and_no_checkpoint_comes_before_it(tmp_path
     """The device is waited for where metrics are written, every `log_every_n_steps`, and before a checkpoint."""
     run = module(bad_at({0}), ADAM)
     saved = []
-
-    class Save(torch.nn.Module):
-        pass
-
-    import lightning as L
 
     class Saver(L.Callback):
         def on_train_batch_end(self, trainer, *args):

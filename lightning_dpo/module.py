@@ -21,7 +21,7 @@ from lightning_dpo.experts import coefficient
 from lightning_dpo.finite import NonFinite
 from lightning_dpo.losses import Loss, PairLogps, needs_of
 from lightning_dpo.losses.plain import from_plain, to_plain
-from lightning_dpo.metrics import PairMeans, pair_metrics
+from lightning_dpo.metrics import ROWS_AT_ONCE, PairMeans, Rows, pair_metrics
 from lightning_dpo.models import from_plain_config, load_model, plain_config, without_dropout
 from lightning_dpo.needs import check_batches, check_reference
 from lightning_dpo.optim import schedule
@@ -80,6 +80,7 @@ class DPOModule(L.LightningModule):
         self.save_hyperparameters({k: v for k, v in plain.items() if v is not None}, logger=False)
         self.scorer = Scorer(self.policy, scoring)
         self._means = defaultdict(PairMeans)
+        self._rows = Rows()
         self.nonfinite, self._steps = nonfinite, finite.Steps()
         self._untrained = True
         """Whether the policy still is what it was when it was given."""
@@ -150,42 +151,37 @@ class DPOModule(L.LightningModule):
         for gradient in gradients:
             gradient.mul_(undone / pairs.to(gradient.dtype))
         norm = torch.nn.utils.get_total_norm(gradients)
-        self._log("train", {**means, "grad_norm": norm, "lr": optimizer.param_groups[0]["lr"]}, done=1)
-        scaled = getattr(self.trainer.precision_plugin, "scaler", None) is not None
-        self._steps.close(self.trainer.global_step + 1, means["loss"], norm, scaled)
+        row = {**means, "grad_norm": norm, "lr": optimizer.param_groups[0]["lr"]}
+        row = {f"train/{name}": value for name, value in row.items()}
+        self.log_dict(row, logger=False)  # for the progress bar and callbacks
+        # This step counts already, so that `step` is the number of optimizer steps done.
+        step = self.trainer.global_step + 1
+        self._steps.close(step, means["loss"], norm, getattr(self.trainer.precision_plugin, "scaler", None) is not None)
+        if step % self.trainer.log_every_n_steps == 0:  # type: ignore[attr-defined]
+            self._rows.add(step, row, self.device)
         if self.nonfinite == "skip":
             self._steps.skip(self.trainer, optimizer)
+        if len(self._rows) >= (1 if self.device.type == "cpu" else ROWS_AT_ONCE):
+            self.write_rows()
 
-    def check_finite(self) -> None:
-        """Look at the steps since the last look, which waits for the device once: where metrics are written, before a
-        validation and before a checkpoint.
+    def write_rows(self) -> None:
+        """Give the loggers the rows of the steps so far, and look at those steps: on a GPU the wait for both is one.
 
-        Errors: NonFiniteError where one was not finite, from then on at every look.
+        Errors: NonFiniteError where one was not finite, from then on at every call.
         """
+        self._rows.write(self.trainer.loggers)
         self._steps.check(self.trainer)
 
-    def on_train_batch_end(self, outputs: Any, batch: PairBatch, batch_idx: int) -> None:
-        if self.trainer.global_step % self.trainer.log_every_n_steps == 0:
-            self.check_finite()
-
-    def on_train_end(self) -> None:
-        self.check_finite()
-
-    def on_validation_start(self) -> None:
-        self.check_finite()
+    on_validation_start = on_train_end = write_rows
 
     def on_validation_epoch_end(self) -> None:
         for stage in [name for name in self._means if name != "train"]:
             means, _ = self._means[stage].compute(self._all_reduce)
-            self._log(stage, means, done=0)
+            self.log_dict({f"{stage}/{name}": value for name, value in means.items()})
             if self.nonfinite == "stop":
                 finite.check_mean(f"step {self.trainer.global_step}: {stage}/loss", means["loss"])
-
-    def _log(self, stage: str, values: Mapping[str, Any], done: int) -> None:
-        """One row. `step` is the number of optimizer steps done; this step itself counts already (`done`)."""
-        self.log_dict({f"{stage}/{name}": value for name, value in values.items()})
-        # Lightning takes a metric of this name as the row's step; its own counts training rows from 0.
-        self.log("step", float(self.trainer.global_step + done))
+        # Lightning takes a metric of this name as the row's step.
+        self.log("step", float(self.trainer.global_step))
 
     def _all_reduce(self, value: Tensor) -> Tensor:
         return self.trainer.strategy.reduce(value, reduce_op="sum")  # type: ignore[return-value]
@@ -199,7 +195,7 @@ class DPOModule(L.LightningModule):
         return {"optimizer": optimizer, "lr_scheduler": schedule}
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        self.check_finite()
+        self._steps.check(self.trainer)
         finite.check_weights(self.policy)
         for key in [k for k in checkpoint["state_dict"] if k.startswith("reference.")]:
             del checkpoint["state_dict"][key]

@@ -23,7 +23,7 @@ LAYERS = [
     {"console", "config"},
     {"collapse"},
     {"run_folder", "compare"},
-    {"samples", "displacement"},
+    {"samples", "displacement", "saving"},
     {"module", "data.module", "tracking"},
     {"checks", "data", "data.report", "data.ches_report", "data.stream"},
     {"needs"},
@@ -36,7 +36,7 @@ LAYERS = [
     {"data.chat", "data.formats", "data.sources"},
     {"data.dialogue", "data.lines"},
     {"data.rows"},
-    {"store", "generation", "models", "metrics", "ches", "finite"},
+    {"checkpoint", "store", "generation", "models", "metrics", "ches", "finite"},
     {"losses"} | {n for n in FILES if n.startswith("losses.")},
     {"scoring"},
     {"experts", "head"},
@@ -44,7 +44,7 @@ LAYERS = [
     {"layout"},
     {"attention"},
     {"allow", "redact"},
-    {"batch", "signatures", "errors", "files", "resolvers", "demo"},
+    {"batch", "signatures", "errors", "files", "signals", "resolvers", "demo"},
 ]
 """From the top; a module imports from lower layers, or from its own package."""
 
@@ -74,7 +74,8 @@ def test_imports_point_downward(name):
 
 
 @pytest.mark.parametrize(
-    ("library", "users"), [("hydra", {"train", "config", "sweep", "grid", "guard"}), ("wandb", {"tracking"})]
+    ("library", "users"),
+    [("hydra", {"train", "config", "sweep", "grid", "guard", "demo.optimum"}), ("wandb", {"tracking"})],
 )
 def test_hydra_and_wandb_are_met_in_few_places(library, users):
     assert {name for name, path in FILES.items() if any(i.split(".")[0] == library for i in imports(path))} == users

@@ -125,16 +125,16 @@ def compared(cfg: DictConfig) -> dict[str, Any]:
         for key in BESIDE:
             cfg[key] = None
     plain = OmegaConf.to_container(cfg, resolve=True)
-    flat = {key: value for key, value in _flat(plain) if not redact.KEY.search(key)}
-    return json.loads(json.dumps(flat))  # as it will be read again
+    found = {key: value for key, value in flat(plain) if not redact.KEY.search(key)}
+    return json.loads(json.dumps(found))  # as it will be read again
 
 
-def _flat(node: Any, path: str = "") -> Iterator[tuple[str, Any]]:
+def flat(node: Any, path: str = "") -> Iterator[tuple[str, Any]]:
     if not isinstance(node, dict):
         yield path, node
         return
     for name, child in node.items():
-        yield from _flat(child, f"{path}.{name}" if path else str(name))
+        yield from flat(child, f"{path}.{name}" if path else str(name))
 
 
 def changed(former: dict[str, Any], config: dict[str, Any]) -> list[str]:

@@ -5,7 +5,6 @@ and ranges included. Combinations that would ignore an option are refused.
 """
 
 import difflib
-import importlib
 import re
 from collections.abc import Iterator
 from pathlib import Path
@@ -15,7 +14,10 @@ from hydra.errors import HydraException, OverrideParseException
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from lightning_dpo import resolvers  # noqa: F401  conf/ uses them
+from lightning_dpo import (
+    allow,
+    resolvers,  # noqa: F401  conf/ uses them
+)
 from lightning_dpo.errors import ConfigError
 from lightning_dpo.signatures import ArgumentError, check_arguments
 
@@ -50,27 +52,35 @@ def check(cfg: DictConfig, choices: dict[str, str | None], overrides: list[str])
     if missing:
         raise ConfigError(f"{missing[0]} has no value; type {missing[0]}=...")
     plain: dict[str, Any] = OmegaConf.to_container(cfg, resolve=True)  # type: ignore[assignment]
-    betas = [node["beta"] for _, node in _targets(plain["loss"]) if "beta" in node]  # a sum has several
+    allow.check(plain)
+    betas = [node["beta"] for _, node in _targets(plain["loss"], "loss") if "beta" in node]  # a sum has several
     if "beta" in plain and plain["beta"] not in betas:
         found = " and ".join(map(str, betas)) or None
         raise ConfigError(f"loss.beta={found} disagrees with beta={plain['beta']}; type beta=...")
     for path, node in _targets(plain):
+        target = allow.allowed(node["_target_"], path, f"{path}._target_")
         try:
-            target = locate(node["_target_"])
             check_arguments(target, {k: v for k, v in node.items() if k not in SPECIAL}, given_later=True)
         except ArgumentError as error:
             key = f"{path}.{error.name}"
             shown = f"{key}={typed[key]}" if key in typed else key
             shown = f"beta={typed['beta']}" if key == "loss.beta" and "beta" in typed else shown
             raise ConfigError(f"{shown}: {error.message}{_in_file(path, choices)}") from None
-        except (ImportError, AttributeError) as error:
-            raise ConfigError(f"{path}._target_={node['_target_']}: {error}{_in_file(path, choices)}") from None
+    if plain["model"].get("trust_remote_code") and "model.trust_remote_code" not in typed:
+        raise ConfigError(
+            "model.trust_remote_code=true in a file would run Python code that comes with the model; type it instead"
+        )
     _check_combinations(plain)
     _check_built(cfg, choices)
 
 
 def _check_combinations(cfg: dict[str, Any]) -> None:
     trainer = cfg["trainer"]
+    for name in ("callbacks", "logger"):
+        if name in trainer:
+            raise ConfigError(
+                f"trainer.{name}: type {name}.NAME={{_target_: ...}} instead, which adds to the run's own"
+            )
     if trainer["devices"] not in (1, "1"):
         raise ConfigError(
             f"trainer.devices={trainer['devices']}: one device is supported so far; type trainer.devices=1"
@@ -104,7 +114,7 @@ def _check_loss(cfg: DictConfig, loss: Any, choices: dict[str, str | None]) -> N
         told = f"data.weight_column={weights} with loss={choices.get('loss')}"
         raise ConfigError(f"{told}: this loss has one value for the whole batch, so pairs cannot be weighted")
     try:
-        check_reference(needs, locate(cfg.reference._target_) if cfg.reference else None)
+        check_reference(needs, allow.allowed(cfg.reference._target_, "reference") if cfg.reference else None)
     except ValueError as error:
         raise ConfigError(f"{reference}: {error}") from None
     accumulate = cfg.trainer.accumulate_grad_batches
@@ -150,39 +160,19 @@ def _check_built(cfg: DictConfig, choices: dict[str, str | None]) -> None:
     except ArgumentError as error:
         raise ConfigError(f"scoring={cfg.scoring}: {error.message}") from None
     try:
-        if cfg.samples.scorer is not None:
-            locate(cfg.samples.scorer)
-    except (ImportError, AttributeError) as error:
-        raise ConfigError(f"samples.scorer={cfg.samples.scorer}: {error}") from None
-    try:
         instantiate(cfg.optimizer)([torch.nn.Parameter(torch.zeros(1))])
     except (ValueError, RuntimeError) as error:
         raise ConfigError(f"optimizer: {error}{_in_file('optimizer', choices)}") from None
 
 
 def _targets(node: Any, path: str = "") -> Iterator[tuple[str, dict]]:
-    if isinstance(node, dict):
-        if "_target_" in node:
-            yield path, node
-        for name, child in node.items():
-            yield from _targets(child, f"{path}.{name}" if path else name)
+    return ((p, n) for p, n in allow.nodes(node, path) if isinstance(n, dict) and "_target_" in n)
 
 
 def _in_file(path: str, choices: dict[str, str | None]) -> str:
     group = path.split(".")[0]
     choice = choices.get(group)
     return f" (conf/{group}/{choice}.yaml)" if isinstance(choice, str) and not choice.startswith("[") else ""
-
-
-def locate(dotted: str) -> Any:
-    """The object of a dotted path, `package.module.name`.
-
-    Errors: ImportError or AttributeError that names the part which does not exist.
-    """
-    module, _, name = dotted.rpartition(".")
-    if not module:
-        raise ImportError(f"{dotted!r} is not a dotted path such as package.module.function")
-    return getattr(importlib.import_module(module), name)
 
 
 def explain(error: BaseException, overrides: list[str]) -> str:

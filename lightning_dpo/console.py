@@ -181,6 +181,7 @@ def footer(metrics: MetricsCSV, samples: SampleCallback, folder: RunFolder) -> N
             table.add_row(label, f"{metrics.first[name]:.3f}", f"{metrics.last[name]:.3f}{error}")
     if table.row_count:
         console.print(table)
+    if TABLE["accuracy"] in metrics.last:
         console.print("Where the policy is its own reference, every pair ties, and a tie counts as wrong.", style="dim")
     for before, after in list(zip(samples.first, samples.last, strict=True))[:3]:
         text = Text(f"{before.prompt}\n").append("  before  ", style="dim").append(before.text.strip())

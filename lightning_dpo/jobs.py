@@ -34,8 +34,8 @@ LOCK, OUTPUT = ".job.lock", "output.log"
 STAYING = {FILE, LOCK, OUTPUT, "train.log"}
 """Not moved or emptied: they belong to the folder, whichever run is in it."""
 
-BESIDE = ("output_dir", "run_name", "sweep_name", "logger", "resume")
-"""Keys that say where a run's numbers go; they do not make it another run."""
+BESIDE = ("output_dir", "run_name", "sweep_name", "logger", "resume", "resume_override", "checkpoint")
+"""Keys that say where a run's numbers go and how it goes on; they do not make it another run."""
 
 
 class JobFailed(RuntimeError):
@@ -58,6 +58,8 @@ def run(
     record: dict[str, Any] = {"invocation": invocation, "overrides": overrides, "began": _now()}
     try:
         with _alone_in(folder):
+            if read(folder / REFUSED).get("invocation") != invocation:
+                (folder / REFUSED).unlink(missing_ok=True)
             former, config = read(folder / FILE), compared(cfg)
             gpus = os.environ.get("CUDA_VISIBLE_DEVICES")
             record |= {"config": config, "pid": os.getpid(), "host": socket.gethostname(), "gpus": gpus}
@@ -69,8 +71,6 @@ def run(
                 raise ConfigError("another job of this sweep has the same folder; type hydra.sweep.subdir=...")
             if difference:
                 _move_away(folder, former, difference)
-            elif former:
-                _go_on(folder)
             return _run(folder, cfg, body, record)
     except (ConfigError, OSError) as error:  # the folder is another one's, and its job.json too
         write_json(folder / REFUSED, {**record, "state": "failed", "error": _one_line(error), "log": None})
@@ -112,12 +112,6 @@ def _move_away(folder: Path, former: dict[str, Any], difference: list[str]) -> N
         shutil.move(path, target)
     changes = "; ".join(difference)
     log.warning("%s: its configuration has changed (%s); what was here is now in %s", folder.name, changes, target)
-
-
-def _go_on(folder: Path) -> None:
-    """Empty the folder of a run that broke, so that it starts again."""
-    for path in _movable(folder):
-        shutil.rmtree(path) if path.is_dir() else path.unlink()
 
 
 def _movable(folder: Path) -> list[Path]:

@@ -20,7 +20,7 @@ from lightning_dpo.checks import check_first_batch
 from lightning_dpo.experts import coefficient
 from lightning_dpo.losses import Loss, PairLogps, needs_of
 from lightning_dpo.losses.plain import from_plain, to_plain
-from lightning_dpo.metrics import PairMeans, pair_metrics
+from lightning_dpo.metrics import ROWS_AT_ONCE, PairMeans, Rows, pair_metrics
 from lightning_dpo.models import from_plain_config, load_model, plain_config, without_dropout
 from lightning_dpo.optim import schedule
 from lightning_dpo.reference import Reference
@@ -75,6 +75,7 @@ class DPOModule(L.LightningModule):
         self.save_hyperparameters({k: v for k, v in plain.items() if v is not None}, logger=False)
         self.scorer = Scorer(self.policy, scoring)
         self._means = defaultdict(PairMeans)
+        self._rows = Rows()
         self._untrained = True
         """Whether the policy still is what it was when it was given."""
         self.train()
@@ -142,18 +143,28 @@ class DPOModule(L.LightningModule):
         for gradient in gradients:
             gradient.mul_(undone / pairs.to(gradient.dtype))
         norm = torch.nn.utils.get_total_norm(gradients)
-        self._log("train", {**means, "grad_norm": norm, "lr": optimizer.param_groups[0]["lr"]}, done=1)
+        row = {**means, "grad_norm": norm, "lr": optimizer.param_groups[0]["lr"]}
+        row = {f"train/{name}": value for name, value in row.items()}
+        self.log_dict(row, logger=False)  # for the progress bar and callbacks
+        # This step counts already, so that `step` is the number of optimizer steps done.
+        step = self.trainer.global_step + 1
+        if step % self.trainer.log_every_n_steps == 0:  # type: ignore[attr-defined]
+            self._rows.add(step, row, self.device)
+        if len(self._rows) >= (1 if self.device.type == "cpu" else ROWS_AT_ONCE):
+            self.write_rows()
+
+    def write_rows(self) -> None:
+        """Give the loggers the rows of the steps so far."""
+        self._rows.write(self.trainer.loggers)
+
+    on_validation_start = on_train_end = write_rows
 
     def on_validation_epoch_end(self) -> None:
         for stage in [name for name in self._means if name != "train"]:
             means, _ = self._means[stage].compute(self._all_reduce)
-            self._log(stage, means, done=0)
-
-    def _log(self, stage: str, values: Mapping[str, Any], done: int) -> None:
-        """One row. `step` is the number of optimizer steps done; this step itself counts already (`done`)."""
-        self.log_dict({f"{stage}/{name}": value for name, value in values.items()})
-        # Lightning takes a metric of this name as the row's step; its own counts training rows from 0.
-        self.log("step", float(self.trainer.global_step + done))
+            self.log_dict({f"{stage}/{name}": value for name, value in means.items()})
+        # Lightning takes a metric of this name as the row's step.
+        self.log("step", float(self.trainer.global_step))
 
     def _all_reduce(self, value: Tensor) -> Tensor:
         return self.trainer.strategy.reduce(value, reduce_op="sum")  # type: ignore[return-value]

@@ -64,7 +64,7 @@ def canary(model: PreTrainedModel) -> str | None:
             packed = model(**layout.inputs, use_cache=False).logits[0, layout.members]
         except (RuntimeError, TypeError, ValueError, IndexError, AttributeError, AssertionError) as error:
             disable(model)
-            return str(error).splitlines()[0]
+            return (str(error) or type(error).__name__).splitlines()[0]
         with plain_attention(model):
             rows = [torch.cat(pair).long()[None] for pair in zip(prompt.rows(), response.rows(), strict=True)]
             own = torch.cat([model(input_ids=row, use_cache=False).logits[0] for row in rows])

@@ -111,18 +111,19 @@ class ReferenceStore:
 
 
 def _compute_part(path: Path, rows: Sequence[int], compute: Callable[[Sequence[int]], TokenLogps]) -> None:
-    """Write a part unless it is there, whole."""
+    """Write a part unless it is there, whole and of the same rows: another layout cuts the pairs elsewhere."""
+    of_rows = {"rows": torch.as_tensor(rows)}
     try:
         with safe_open(path, framework="pt") as file:
             tensors = {side: file.get_tensor(side) for side in file.keys()}  # noqa: SIM118
-            if (file.metadata() or {}).get("sha256") == _sha256(tensors):
+            if (file.metadata() or {}).get("sha256") == _sha256(tensors | of_rows):
                 return
     except (OSError, SafetensorError):
         pass
     computed = compute(rows)
     tensors = {side: getattr(computed, side).values.float().cpu().contiguous() for side in TokenLogps._fields}
     temporary = path.with_suffix(f".{os.getpid()}.tmp")
-    save_file(tensors, temporary, metadata={"sha256": _sha256(tensors)})
+    save_file(tensors, temporary, metadata={"sha256": _sha256(tensors | of_rows)})
     temporary.replace(path)
 
 

@@ -66,7 +66,7 @@ def _begin(config: DictConfig) -> Sweep:
     typed = list(config.hydra.overrides.task)
     launcher = str(config.hydra.runtime.choices["hydra/launcher"])
     grid.refuse(typed, launcher)
-    command = _command()
+    command = typed_line()
     if config.sweep_name is None:
         name = f"sweep_name={stamp()}"
         command += f" {name}"
@@ -97,7 +97,8 @@ def _begin(config: DictConfig) -> Sweep:
     return Sweep(folder, command, invocation, lock, overview, handlers)
 
 
-def _command() -> str:
+def typed_line() -> str:
+    """What was typed."""
     program = sys.argv[0] if sys.argv[0].startswith("lightning-dpo") else "python -m lightning_dpo.train"
     return f"{program} {shlex.join(sys.argv[1:])}"
 

@@ -18,11 +18,11 @@ LAYERS = [
     {"__main__"},
     {"train", "dashboard"} | {n for n in FILES if n.startswith("benchmark")},
     {"sweep"},
-    {"overview", "grid"} | {n for n in FILES if n.startswith("report")},
+    {"overview", "grid", "guard"} | {n for n in FILES if n.startswith("report")},
     {"jobs"},
     {"console", "config"},
     {"run_folder"},
-    {"samples", "displacement"},
+    {"samples", "displacement", "saving"},
     {"module", "data.module", "tracking"},
     {"checks", "data", "data.report", "data.ches_report", "data.stream"},
     {"reference"},
@@ -34,14 +34,15 @@ LAYERS = [
     {"data.chat", "data.formats", "data.sources"},
     {"data.dialogue", "data.lines"},
     {"data.rows"},
-    {"store", "generation", "models", "metrics", "ches"},
+    {"checkpoint", "store", "generation", "models", "metrics", "ches"},
     {"losses"} | {n for n in FILES if n.startswith("losses.")},
     {"scoring"},
     {"experts", "head"},
     {"soundness"},
     {"layout"},
     {"attention"},
-    {"batch", "signatures", "errors", "files", "resolvers", "demo"},
+    {"allow"},
+    {"batch", "signatures", "errors", "files", "signals", "resolvers", "demo"},
 ]
 """From the top; a module imports from lower layers, or from its own package."""
 
@@ -71,7 +72,8 @@ def test_imports_point_downward(name):
 
 
 @pytest.mark.parametrize(
-    ("library", "users"), [("hydra", {"train", "config", "sweep", "grid"}), ("wandb", {"tracking"})]
+    ("library", "users"),
+    [("hydra", {"train", "config", "sweep", "grid", "guard", "demo.optimum"}), ("wandb", {"tracking"})],
 )
 def test_hydra_and_wandb_are_met_in_few_places(library, users):
     assert {name for name, path in FILES.items() if any(i.split(".")[0] == library for i in imports(path))} == users

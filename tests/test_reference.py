@@ -162,6 +162,21 @@ def test_a_damaged_part_is_computed_again(make, tmp_path, monkeypatch, small_par
     assert torch.equal(stored(rows).reference.chosen.values, expected)
 
 
+def test_parts_that_were_cut_elsewhere_are_computed_again(make, tmp_path, monkeypatch, small_parts):
+    """Another layout, or another size of a forward pass, puts other rows into the parts of the same numbers."""
+    module, data = make()
+    prepare(module, data)
+    expected = stored(data).reference.chosen.values
+    shutil.rmtree(tmp_path / "cache")
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(store.ReferenceStore, "_write", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
+        prepare(*make())
+    again, rows = make()
+    again.reference._scoring = "padded"
+    assert prepare(again, rows) > 3
+    torch.testing.assert_close(stored(rows).reference.chosen.values, expected, atol=1e-5, rtol=0)
+
+
 def test_several_ranks_share_the_work_and_read_one_entry(make, tmp_path, small_parts):
     """Two threads in the place of two ranks."""
     module, data = make()

@@ -110,3 +110,12 @@ def test_the_canary_lets_a_sound_model_pass_in_every_dtype_and_leaves_no_trace(d
     assert canary(model) is None
     attention.disable(model)
     assert model.config._attn_implementation == own
+
+
+def test_a_failure_without_words_is_named(monkeypatch):
+    def fail(*_, **__):
+        raise AssertionError
+
+    model = llama()
+    monkeypatch.setattr(model, "forward", fail)
+    assert canary(model) == "AssertionError"

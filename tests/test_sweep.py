@@ -4,16 +4,11 @@ import json
 import os
 import signal
 import time
-from datetime import UTC, datetime, timedelta
 
 import pytest
 from filelock import FileLock
-from hydra import compose, initialize_config_dir
 from hydra.core.hydra_config import HydraConfig
 from hydra.experimental.callback import Callback
-
-from lightning_dpo import overview
-from tests.conftest import ROOT
 
 RETURNED: list[float] = []
 
@@ -189,21 +184,6 @@ def test_what_cannot_be_together_is_refused_with_a_reason(command, arguments, sa
     assert code == 2 and said in line and "Traceback" not in printed
 
 
-@pytest.mark.parametrize(
-    ("launcher", "target"),
-    [
-        ("local", "hydra._internal.core_plugins.basic_launcher.BasicLauncher"),
-        ("joblib", "hydra_plugins.hydra_joblib_launcher.joblib_launcher.JoblibLauncher"),
-        ("submitit_local", "hydra_plugins.hydra_submitit_launcher.submitit_launcher.LocalLauncher"),
-        ("submitit_slurm", "hydra_plugins.hydra_submitit_launcher.submitit_launcher.SlurmLauncher"),
-    ],
-)
-def test_a_launcher_is_one_key(launcher, target):
-    with initialize_config_dir(str(ROOT / "conf"), version_base="1.3"):
-        cfg = compose("train", [f"launcher={launcher}"], return_hydra_config=True)
-    assert cfg.hydra.launcher._target_ == target
-
-
 @pytest.mark.slow
 def test_processes_get_the_gpus_in_turn(sweep, folder, monkeypatch):
     """Two processes, two devices (by name: none is needed); and a failing job comes back from its process."""
@@ -213,34 +193,3 @@ def test_processes_get_the_gpus_in_turn(sweep, folder, monkeypatch):
     assert code == 0, said
     assert {record(folder / f"seed{n}")["gpus"] for n in (0, 1)} <= {"4", "7"}
     assert "2 jobs, launcher joblib" in said and said.count("done") == 2
-
-
-BEGAN = datetime(2026, 1, 1, tzinfo=UTC)
-
-
-def records_of(*jobs: tuple[str, float | None]) -> list[dict]:
-    name, began = "val/rewards/accuracies", BEGAN.isoformat()
-    return [
-        {"state": state, "seconds": 20, "began": began, "objective": {"name": name, "value": value}}
-        for state, value in jobs
-    ]
-
-
-def test_a_line_has_the_best_so_far_and_the_time_left():
-    seen = records_of(("done", 0.7), ("done", 0.8), ("done", 0.75))
-    line = overview.line("beta0.1", seen[2], seen, total=8)
-    assert line == "[3/8] done     beta0.1   val/rewards/accuracies 0.75   best 0.8   20 s   1 min 40 s left"
-    assert "left" not in overview.line("beta0.1", seen[2], seen, total=None), "a search does not know its end"
-
-
-def test_the_time_left_counts_what_runs():
-    two = records_of(("done", 0.7), ("running", None), ("running", None))
-    assert overview.seconds_left(two, total=5, now=BEGAN) == 4 * 20 / 2
-    assert overview.seconds_left(two, total=5, now=BEGAN + timedelta(seconds=5)) == (4 * 20 - 2 * 5) / 2
-    assert overview.seconds_left(two[1:], total=5) is None, "before the first has run"
-
-
-@pytest.mark.parametrize(("name", "best"), [("val/rewards/accuracies", 3), ("val/loss", 1), ("val/kl", 1)])
-def test_of_a_loss_the_smallest_is_the_best(name, best):
-    seen = [{"state": "done", "objective": {"name": name, "value": value}} for value in (2, 1, 3, None)]
-    assert overview.best(seen) == best

@@ -2,13 +2,17 @@
 
 import json
 import random
+import subprocess
+import sys
 from collections import Counter
+from pathlib import Path
 
 import pytest
 
 from lightning_dpo import PreferenceDataModule
 from lightning_dpo.data import report as module
 from lightning_dpo.data.report import data_report, plot_lengths
+from tests.conftest import ROOT
 
 WORDS = ["witty", "dull", "plot", "cast", "music", "charming"]
 
@@ -111,3 +115,39 @@ def test_a_report_is_plain_json_and_its_lengths_are_drawn(data, tmp_path):
     assert json.loads(json.dumps(report)) == report
     plot_lengths(report, tmp_path / "lengths.png")
     assert (tmp_path / "lengths.png").read_bytes()[:4] == b"\x89PNG"
+
+
+WATCHED = """
+import sys
+from pathlib import Path
+from lightning_dpo import PreferenceDataModule
+from lightning_dpo.data.report import data_report
+from lightning_dpo.demo import ASSETS
+
+def own_memory():
+    (line,) = [l for l in Path("/proc/self/status").read_text().splitlines() if l.startswith("RssAnon")]
+    return int(line.split()[1]) / 1024
+
+def watched(rows, folder):
+    path = folder / f"{rows}.jsonl"
+    row = '{"prompt": "review of a %s :", "chosen": " witty plot . %s", "rejected": " dull cast"}'
+    path.write_text("".join(row % (i, "charming " * (i % 9)) + chr(10) for i in range(rows)))
+    data = PreferenceDataModule(ASSETS / "model", path, 0.02, batch_size=64, cache_dir=folder / "tokens")
+    data.setup()
+    assert data_report(data)["pairs"]["read"] == sum(map(len, data.train_dataloader())) + len(data.val_sets["val"])
+    return own_memory()
+
+first = watched(1000, Path(sys.argv[1]))
+print(watched(int(sys.argv[2]), Path(sys.argv[1])) - first)
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="reads Linux's own count")
+def test_memory_does_not_grow_with_the_rows(tmp_path):
+    """100,000 rows read, reported and batched: less than 100 bytes of a process's own memory each, and a pair of
+    Python lists of ids would be ten times that. A mapped file is not its own."""
+    run = subprocess.run(
+        [sys.executable, "-c", WATCHED, tmp_path, "100000"], capture_output=True, text=True, check=True, cwd=ROOT
+    )
+    assert float(run.stdout.split()[-1]) < 10

@@ -1,5 +1,6 @@
 """What losses need from a run: measures of the scorer, memories in checkpoints, refusals."""
 
+import math
 from functools import partial
 
 import pytest
@@ -9,6 +10,7 @@ from lightning_dpo import CachedReference, CopyReference, DPOModule, losses
 from lightning_dpo.attention import plain_attention
 from lightning_dpo.scoring import Scorer, full_logits_logps
 from tests.conftest import llama, random_pairs
+from tests.losses.pairs import NAMES, REFERENCE_FREE, shipped
 from tests.test_module import SGD, Rows, loader, perturbed, trainer
 
 
@@ -117,6 +119,19 @@ def test_a_memory_is_in_the_checkpoint_and_comes_back(tmp_path, loss):
     memory, again = run.loss.state_dict(), loaded.loss.state_dict()
     assert memory and any(value.item() for value in memory.values())
     assert all(torch.equal(value, again[name]) for name, value in memory.items())
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_every_loss_trains_as_its_yaml_names_it(name):
+    """Two steps of two batches under a plain trainer: something is learnt, and every logged number is finite."""
+    batch, rows = random_pairs(), Rows()
+    batch.margin = torch.arange(6.0) if name == "odpo" else None
+    run = DPOModule(llama(), shipped(name), None if name in REFERENCE_FREE else CopyReference(), SGD)
+    before = perturbed(run).policy.lm_head.weight.clone()
+    trainer(logger=rows, log_every_n_steps=1).fit(run, loader(batch, 3), loader(batch, 6))
+    assert not torch.equal(run.policy.lm_head.weight, before)
+    logged = [row["train/loss"] for _, row in rows.rows if "train/loss" in row]
+    assert len(logged) == 2 and all(math.isfinite(v) for _, row in rows.rows for v in row.values())
 
 
 @pytest.mark.parametrize("loss", [losses.BCOPair(beta=0.1), partial(losses.aot, beta=0.1)])

@@ -1,0 +1,205 @@
+"""What a configuration may name: each place in it takes one kind of object, and nothing else is imported or called.
+
+A configuration may come from a stranger, and importing a module or calling a function runs code. An allow-list by
+package alone would be none: under `torch`, `torch.hub.load` runs. So a `_target_` has to come from a package that its
+place knows, to be of the kind that is built there (a class by its base, a function by what it returns), and to be
+defined in such a package itself: `lightning_dpo.train.os.system` is not ours, whatever its path says.
+"""
+
+import importlib
+import inspect
+import os
+import re
+from collections.abc import Iterator
+from types import ModuleType
+from typing import Any, NamedTuple
+
+from lightning_dpo.errors import ConfigError
+
+ALLOW = "LIGHTNING_DPO_ALLOW"
+"""Environment variable with packages of one's own, separated by commas. They may stand wherever their kind fits."""
+
+
+class Kind(NamedTuple):
+    """What may stand at a place.
+
+    what: in words. packages: where it may come from without asking. base: dotted path of the class that a class is or
+    derives from. returns: the annotation by which a function of this project is told; None: no function fits.
+    """
+
+    what: str
+    packages: tuple[str, ...]
+    base: str | None = None
+    returns: str | None = None
+
+
+OURS, LIGHTNING, HYDRA = ("lightning_dpo",), ("lightning",), ("hydra", "hydra_plugins")
+
+KINDS = {
+    "model": Kind("lightning_dpo.models.load_model", ("lightning_dpo.models",), returns="PreTrainedModel"),
+    "loss": Kind("a loss of lightning_dpo.losses", ("lightning_dpo.losses",), "torch.nn.Module", "PairLoss"),
+    "loss.terms.*": Kind("a loss of lightning_dpo.losses", ("lightning_dpo.losses",), "torch.nn.Module", "PairLoss"),
+    "optimizer": Kind(
+        "a torch.optim.Optimizer of torch, transformers, bitsandbytes or torchao",
+        ("torch", "transformers", "bitsandbytes", "torchao", "lightning_dpo.optim"),
+        "torch.optim.Optimizer",
+        "Optimizer",
+    ),
+    "scheduler": Kind(
+        "lightning_dpo.optim.schedule or a torch.optim.lr_scheduler.LRScheduler",
+        ("torch", "lightning_dpo.optim"),
+        "torch.optim.lr_scheduler.LRScheduler",
+        "LRScheduler",
+    ),
+    "data": Kind("a LightningDataModule of lightning_dpo.data", OURS, "lightning.LightningDataModule"),
+    "reference": Kind("a reference of lightning_dpo.reference", OURS, "lightning_dpo.reference.Reference"),
+    "samples": Kind("lightning_dpo.samples.SampleCallback", OURS, "lightning_dpo.samples.SampleCallback"),
+    "samples.scorer": Kind("a scorer of lightning_dpo", OURS, returns="dict[str, list[float]]"),
+    "logger.*": Kind("a Logger of Lightning", LIGHTNING, "lightning.pytorch.loggers.Logger"),
+    "callbacks.*": Kind("a Callback of Lightning", LIGHTNING, "lightning.Callback"),
+    "trainer": Kind("lightning.Trainer", LIGHTNING, "lightning.Trainer"),
+    "trainer.strategy": Kind("a Strategy of Lightning", LIGHTNING, "lightning.pytorch.strategies.Strategy"),
+    "trainer.profiler": Kind("a Profiler of Lightning", LIGHTNING, "lightning.pytorch.profilers.Profiler"),
+    "trainer.plugins.*": Kind("a Precision plugin of Lightning", LIGHTNING, "lightning.pytorch.plugins.Precision"),
+    "hydra.callbacks.*": Kind("a Callback of Hydra", (*HYDRA, *OURS), "hydra.experimental.callback.Callback"),
+    "hydra.launcher": Kind("a Launcher of Hydra", HYDRA, "hydra.plugins.launcher.Launcher"),
+    "hydra.sweeper": Kind("a Sweeper of Hydra", HYDRA, "hydra.plugins.sweeper.Sweeper"),
+    "hydra.sweeper.sampler": Kind("a sampler of Optuna", ("optuna",), "optuna.samplers.BaseSampler"),
+}
+"""By place; `*` is any one name."""
+
+DOTTED = ("samples.scorer", "hydra.sweeper.custom_search_space")
+"""Places that hold the dotted path alone."""
+
+IN_THE_SHELL = {
+    "hydra.job.env_set.*": "environment variables are set in the shell",
+    "hydra.launcher.setup": "shell commands stand in the script that starts the sweep",
+    "hydra.launcher.python": "the interpreter is the one that starts the sweep",
+    "hydra.launcher.srun_args": "type SLURM_* variables in the shell",
+    "hydra.launcher.additional_parameters": "type SBATCH_* variables in the shell",
+    "hydra.sweeper.params.model.trust_remote_code": "type model.trust_remote_code=true",
+    "logger.*.settings.base_url": "type WANDB_BASE_URL=... in the shell: your key would be sent there",
+    "logger.*.settings.x_executable": "no program is started from a configuration",
+}
+"""Keys that would run a command, or send a key away, and what to do instead."""
+
+LOGGING = ("logging.StreamHandler", "logging.FileHandler", "logging.NullHandler", "colorlog.ColoredFormatter")
+STREAMS = ("ext://sys.stdout", "ext://sys.stderr")
+
+
+def check(cfg: dict[str, Any]) -> None:
+    """Errors: ConfigError for the first node of a plain configuration that may not be built, before it is imported."""
+    for path, node in nodes(cfg):
+        if isinstance(node, dict) and "_args_" in node:
+            raise ConfigError(f"{path}._args_: arguments are given by their names")
+        if isinstance(node, dict) and "_target_" in node:
+            allowed(node["_target_"], path, f"{path}._target_")
+        if path in DOTTED and node is not None:
+            allowed(node, path)
+        if node and (reason := _first(IN_THE_SHELL, path)):
+            raise ConfigError(f"{path}: not from a configuration, which may be a stranger's; {reason}")
+        if path.startswith(("hydra.job_logging.", "hydra.hydra_logging.")):
+            _check_logging(path, node)
+
+
+def nodes(node: Any, path: str = "") -> Iterator[tuple[str, Any]]:
+    """Every node below the root with its dotted path; the members of a list are numbered."""
+    if path:
+        yield path, node
+    members = node.items() if isinstance(node, dict) else enumerate(node) if isinstance(node, list | tuple) else ()
+    for name, child in members:
+        yield from nodes(child, f"{path}.{name}" if path else str(name))
+
+
+def allowed(dotted: Any, path: str, key: str | None = None) -> Any:
+    """The object of a dotted path, where it is of the kind of its place.
+
+    Args:
+        path: the place; `key` is what messages name, where it is another.
+
+    Errors: ConfigError; nothing outside the kind's packages has been imported then.
+    """
+    kind, shown = _first(KINDS, path), key or path
+    if kind is None:
+        raise ConfigError(f"{shown}={dotted}: nothing is built here; take it out")
+    own = tuple(name.strip() for name in os.environ.get(ALLOW, "").split(",") if name.strip())
+    told = f"{shown}={dotted}: {kind.what} is allowed here"
+    if not isinstance(dotted, str) or not _within(dotted, kind.packages + own):
+        root = str(dotted).partition(".")[0]
+        raise ConfigError(f"{told}; to trust a package of your own, set {ALLOW}={root} in the environment")
+    try:
+        found = _walk(dotted, kind.packages + own)
+    except (ImportError, AttributeError) as error:
+        raise ConfigError(f"{shown}={dotted}: {error}") from None
+    if not _fits(found, kind, own):
+        raise ConfigError(f"{told}; this is {_described(found)}")
+    return found
+
+
+def _walk(dotted: str, packages: tuple[str, ...]) -> Any:
+    """Through modules of these packages alone, as Hydra goes: a name of a module comes before a file of that name."""
+    first, *rest = dotted.split(".")
+    if not all(part.isidentifier() for part in (first, *rest)) or not rest:
+        raise ImportError(f"{dotted!r} is not a dotted path such as package.module.function")
+    found: Any = importlib.import_module(first)
+    for number, part in enumerate(rest):
+        if not isinstance(found, ModuleType) or not _related(found.__name__, packages):
+            raise AttributeError(f"{'.'.join((first, *rest[:number]))} is no module of {' or '.join(packages)}")
+        try:
+            found = getattr(found, part)
+        except AttributeError as error:
+            if number == len(rest) - 1:
+                raise AttributeError(f"{found.__name__} has no {part}") from error
+            found = importlib.import_module(".".join((first, *rest[: number + 1])))
+    return found
+
+
+def _fits(found: Any, kind: Kind, own: tuple[str, ...]) -> bool:
+    home = getattr(found, "__module__", None) or ""
+    if inspect.isclass(found):
+        return kind.base is not None and issubclass(found, _class(kind.base)) and _within(home, kind.packages + own)
+    if not inspect.isfunction(found):
+        return False
+    annotation = inspect.formatannotation(inspect.signature(found).return_annotation)
+    ours = kind.returns is not None and annotation.endswith(kind.returns) and _within(home, kind.packages)
+    return ours or _within(home, own)
+
+
+def _class(dotted: str) -> type:
+    module, _, name = dotted.rpartition(".")
+    return getattr(importlib.import_module(module), name)
+
+
+def _within(name: str, packages: tuple[str, ...]) -> bool:
+    return any(f"{name}.".startswith(f"{package}.") for package in packages)
+
+
+def _related(name: str, packages: tuple[str, ...]) -> bool:
+    """Inside one of the packages, or on the way to it."""
+    return _within(name, packages) or any(_within(package, (name,)) for package in packages)
+
+
+def _described(found: Any) -> str:
+    noun = "a class" if inspect.isclass(found) else "a function" if inspect.isroutine(found) else "an object"
+    return f"{noun} of {getattr(found, '__module__', None) or type(found).__module__}"
+
+
+def _first(table: dict[str, Any], path: str) -> Any:
+    parts = path.split(".")
+    for pattern, value in table.items():
+        names = pattern.split(".")
+        if len(names) == len(parts) and all(n in ("*", p) for n, p in zip(names, parts, strict=True)):
+            return value
+    return None
+
+
+def _check_logging(path: str, node: Any) -> None:
+    """logging.config would call any factory, and a file handler would write anywhere."""
+    name = path.rpartition(".")[2]
+    if name in ("()", "class", "factory") and node not in LOGGING:
+        raise ConfigError(f"{path}={node}: allowed: {', '.join(LOGGING)}")
+    if isinstance(node, str) and node.startswith("ext://") and node not in STREAMS:
+        raise ConfigError(f"{path}={node}: allowed: {', '.join(STREAMS)}")
+    inside = r"(\$\{hydra\.(runtime\.output_dir|run\.dir|sweep\.dir)\}/)?(\$\{hydra\.job\.name\}|[\w-])+\.log"
+    if name == "filename" and not re.fullmatch(inside, str(node)):
+        raise ConfigError(f"{path}={node}: allowed: ${{hydra.runtime.output_dir}}/NAME.log")

@@ -1,0 +1,68 @@
+"""A job's folder: what is compared, what is captured, and what does not outlive the job."""
+
+import os
+import subprocess
+import sys
+
+import torch
+from omegaconf import OmegaConf
+
+from lightning_dpo import jobs
+
+CFG = OmegaConf.create(
+    {
+        "seed": 0,
+        "output_dir": "out",
+        "run_name": "name",
+        "sweep_name": None,
+        "logger": {"wandb": {"mode": "offline", "name": "${run_name}"}},
+        "trainer": {"default_root_dir": "${output_dir}", "callbacks": []},
+        "optimizer": {"lr": 1e-3, "betas": [0.9, 0.95]},
+        "data": {"api_key": "hunter2"},
+    }
+)
+
+
+def with_changes(**changes):
+    cfg = CFG.copy()
+    for key, value in changes.items():
+        OmegaConf.update(cfg, key.replace("__", "."), value)
+    return jobs.compared(cfg)
+
+
+def test_where_numbers_go_does_not_make_another_run():
+    same = with_changes(output_dir="else", run_name="x", sweep_name="s", logger__wandb__mode="online")
+    assert jobs.changed({"config": with_changes()}, same) == []
+    assert jobs.changed({}, same) == [], "nothing to compare with"
+
+
+def test_what_makes_another_run_is_named():
+    other = with_changes(seed=1, optimizer__betas=[0.9, 0.99])
+    told = ["seed 0 -> 1", "optimizer.betas [0.9, 0.95] -> [0.9, 0.99]"]
+    assert jobs.changed({"config": with_changes()}, other) == told
+    without = {key: value for key, value in with_changes().items() if key != "seed"}
+    assert jobs.changed({"config": without}, with_changes()) == ["seed None -> 0"]
+
+
+def test_no_secret_is_kept():
+    assert "hunter2" not in str(with_changes())
+
+
+def test_what_a_job_and_its_children_print_is_in_its_log(tmp_path, capfd):
+    with jobs.printed_to(tmp_path / "output.log"):
+        print("a line")
+        print("an error", file=sys.stderr)
+        subprocess.run([sys.executable, "-c", "print('a child')"], check=True)
+        os.write(2, b"a library\n")
+    print("afterwards")
+    assert sorted((tmp_path / "output.log").read_text().splitlines()) == ["a child", "a library", "a line", "an error"]
+    assert "".join(capfd.readouterr()).strip() == "afterwards"
+
+
+def test_what_a_job_changes_in_its_process_ends_with_it(monkeypatch):
+    monkeypatch.setenv("TEST_KEPT", "1")
+    with jobs.isolated():
+        os.environ.update(TEST_KEPT="2", TEST_NEW="1")
+        torch.use_deterministic_algorithms(True)
+    assert os.environ["TEST_KEPT"] == "1" and "TEST_NEW" not in os.environ
+    assert not torch.are_deterministic_algorithms_enabled()

@@ -1,0 +1,213 @@
+"""A configuration from a stranger runs nothing of the stranger's; secrets and names stay where they belong."""
+
+import os
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from lightning_dpo import allow, config
+from lightning_dpo.errors import ConfigError
+from tests.test_conf import check, composed
+
+SMUGGLED = """
+import pathlib
+pathlib.Path(__file__).with_name("ran").touch()
+import os
+from os import system
+def loss(logps, *, beta): ...
+class Optimizer: ...
+"""
+
+
+@pytest.fixture
+def stranger(tmp_path, monkeypatch):
+    """A module at hand, `smuggled`, that leaves a file when it is imported; nothing is allowed beyond the defaults."""
+    monkeypatch.delenv(allow.ALLOW)
+    monkeypatch.syspath_prepend(str(tmp_path))
+    (tmp_path / "smuggled.py").write_text(SMUGGLED)
+    yield tmp_path
+    assert sys.modules.pop("smuggled", None) is None and not (tmp_path / "ran").exists(), "it was imported"
+
+
+PLACES = ["optimizer", "scheduler", "loss", "data", "model", "trainer", "reference", "samples", "logger.wandb"]
+DANGEROUS = [
+    "os.system", "posix.system", "subprocess.run", "builtins.eval", "builtins.exec", "pathlib.Path.write_text",
+    "torch.hub.load", "torch.hub.Path", "torch.os.system", "torch.load", "torch.optim.os.system",
+    "importlib.import_module",
+    "lightning_dpo.train.os.system", "lightning_dpo.losses.sums.torch.hub.load", "lightning_dpo.files.write_json",
+    "lightning_dpo.losses.plain.from_plain", "lightning_dpo.sweep.main", "lightning.pytorch.trainer.trainer.os.system",
+    "hydra.utils.instantiate", "hydra.utils.call", "hydra.utils.get_method", "smuggled.loss", "smuggled.Optimizer",
+    "smuggled.system", "lightning.fabric.utilities.cloud_io._load", "lightning_dpo.DPOModule.load_from_checkpoint",
+    "torch.optim.AdamW.__init__.__globals__", "", "system", "torch..hub", "../../smuggled", "yaml.unsafe_load",
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("place", PLACES)
+def test_a_place_takes_one_kind_and_nothing_else(stranger, place):
+    group, _, name = place.partition(".")
+    for target in DANGEROUS:
+        node = {"_target_": target}
+        with pytest.raises(ConfigError) as error:
+            allow.check({group: {name: node} if name else node})
+        assert str(error.value).startswith(f"{place}._target_={target}: ")
+
+
+@pytest.mark.parametrize(
+    ("place", "target"),
+    [
+        ("optimizer", "lightning.Callback"),  # of the stack, and another kind
+        ("optimizer", "torch.nn.Linear"),
+        ("optimizer", "lightning_dpo.losses.dpo"),
+        ("loss", "torch.optim.AdamW"),
+        ("loss", "torch.nn.Linear"),
+        ("loss", "lightning_dpo.losses.needs_of"),
+        ("logger.wandb", "lightning.Trainer"),
+        ("reference", "lightning_dpo.losses.Mix"),
+    ],
+)
+def test_another_kind_is_refused_though_its_package_is_known(stranger, place, target):
+    with pytest.raises(ConfigError, match="is allowed here; "):
+        allow.allowed(target, place)
+
+
+@pytest.mark.parametrize(
+    "override",
+    [
+        "+optimizer.lr={_target_: os.system, command: touch ran}",
+        "+samples.extra={_target_: os.system, command: touch ran}",
+        "+data.train=[{path: {_target_: os.system, command: touch ran}}]",
+        "+loss.terms.other={_target_: smuggled.loss, _partial_: true}",
+        "+optimizer._args_=[{_target_: os.system, command: touch ran}]",
+        "+seed={_target_: os.system, command: touch ran}",
+        "+anything.deep=[[{a: {_target_: os.system, command: touch ran}}]]",
+        "+trainer.strategy={_target_: os.system, command: touch ran}",
+        "+callbacks.mine={_target_: smuggled.Optimizer}",
+        "+callbacks.mine={_target_: lightning.pytorch.callbacks.LambdaCallback, on_fit_start: {_target_: os.getcwd}}",
+        "+trainer.callbacks=[{_target_: smuggled.Optimizer}]",
+        "samples.scorer=os.system",
+        "samples.scorer=smuggled.loss",
+        "samples.scorer=lightning_dpo.train.main",
+        "samples.scorer=lightning_dpo.files.write_json",
+    ],
+)
+def test_a_target_anywhere_is_refused_before_it_is_called(stranger, monkeypatch, override):
+    monkeypatch.chdir(stranger)
+    with pytest.raises(ConfigError):
+        check(
+            override.replace("+seed", "++seed")
+            .replace("+data.train", "++data.train")
+            .replace("+optimizer.lr", "++optimizer.lr")
+        )
+    assert not (stranger / "ran").exists()
+
+
+def test_a_target_that_an_interpolation_makes_is_refused(stranger):
+    cfg, choices = composed("+optimizer.foreach=null")
+    cfg.optimizer.foreach = "${oc.create:'{_target_: os.system, command: touch ran}'}"
+    with pytest.raises(ConfigError, match=r"optimizer\.foreach\._target_=os\.system"):
+        config.check(cfg, choices, [])
+
+
+@pytest.mark.parametrize(
+    ("text", "key"),
+    [
+        ("callbacks: {x: {_target_: smuggled.loss}}", "hydra.callbacks.x"),
+        ("callbacks: {x: {_target_: os.system, command: touch ran}}", "hydra.callbacks.x"),
+        ("launcher: {_target_: smuggled.loss}", "hydra.launcher"),
+        ("sweeper: {_target_: os.system}", "hydra.sweeper"),
+        ("job_logging: {handlers: {x: {class: os.system, command: touch ran}}}", "hydra.job_logging.handlers.x.class"),
+        ("job_logging: {handlers: {x: {(): smuggled.loss}}}", "hydra.job_logging.handlers.x.()"),
+        ("hydra_logging: {handlers: {x: {(): os.system, command: touch ran}}}", "hydra.hydra_logging.handlers.x.()"),
+        ("job_logging: {formatters: {simple: {class: smuggled.loss}}}", "hydra.job_logging.formatters.simple.class"),
+        ("job_logging: {handlers: {console: {stream: 'ext://smuggled.os'}}}", "hydra.job_logging.handlers.console"),
+        ("job_logging: {handlers: {file: {filename: '../../.bashrc'}}}", "hydra.job_logging.handlers.file.filename"),
+        ("job: {name: '../../x'}", "hydra.job.name"),
+        ("job: {env_set: {LIGHTNING_DPO_ALLOW: smuggled}}", "hydra.job.env_set.LIGHTNING_DPO_ALLOW"),
+        ("sweeper: {params: {model.trust_remote_code: true}}", "hydra.sweeper.params.model.trust_remote_code"),
+    ],
+)
+@pytest.mark.parametrize("sweep", [False, True])
+def test_what_hydra_itself_would_run_is_refused_before_it_does(stranger, command, text, key, sweep):
+    (stranger / "theirs" / "experiment").mkdir(parents=True)
+    (stranger / "theirs" / "experiment" / "nice.yaml").write_text(f"# @package _global_\nhydra: {{{text}}}\n")
+    options = ["-m", "seed=0,1"] if sweep else ["seed=0"]
+    code, said = command("--config-dir", str(stranger / "theirs"), *options, "experiment=nice")
+    (line,) = [line for line in said.splitlines() if line.startswith("error: ")]
+    assert code == 2 and key in line and "Traceback" not in said
+    assert {p.name for p in stranger.iterdir()} <= {"smuggled.py", "theirs", "__pycache__"}, "nothing was written"
+
+
+def test_remote_code_of_a_model_is_asked_for_on_the_command_line_alone():
+    check("model.trust_remote_code=true")
+    cfg, choices = composed()
+    cfg.model.trust_remote_code = True
+    with pytest.raises(ConfigError, match=r"model\.trust_remote_code=true in a file"):
+        config.check(cfg, choices, [])
+
+
+OWN = """
+import torch
+from lightning_dpo.losses import dpo
+from os import system
+def loss(logps, *, beta): return dpo(logps, beta=beta)
+def count(texts): return [len(t) for t in texts]
+class Slow(torch.optim.AdamW): ...
+class Log: ...
+"""
+
+
+@pytest.fixture
+def own(tmp_path, monkeypatch):
+    monkeypatch.syspath_prepend(str(tmp_path))
+    (tmp_path / "own_parts.py").write_text(OWN)
+    monkeypatch.setenv(allow.ALLOW, "another, own_parts")
+    yield
+    sys.modules.pop("own_parts", None)
+
+
+def test_a_package_that_the_environment_names_may_bring_its_own_parts(own):
+    check("++loss._target_=own_parts.loss", "~loss.label_smoothing")
+    check("samples.scorer=own_parts.count")
+    check("++optimizer._target_=own_parts.Slow")
+
+
+@pytest.mark.parametrize(
+    "target", ["own_parts.system", "own_parts.Log", "own_parts.torch.hub.load", "own_parts.nothing"]
+)
+def test_yet_not_what_it_has_from_elsewhere_nor_another_kind(own, target):
+    with pytest.raises(ConfigError, match=r"^logger\.x"):
+        allow.allowed(target, "logger.x")
+
+
+def test_a_refusal_says_what_to_set(stranger):
+    with pytest.raises(
+        ConfigError, match=r"loss of lightning_dpo\.losses is allowed here; .* LIGHTNING_DPO_ALLOW=smuggled"
+    ):
+        allow.allowed("smuggled.loss", "loss")
+
+
+def test_what_people_use_is_allowed(stranger):
+    for path, target in {
+        "optimizer": "torch.optim.SGD",
+        "scheduler": "torch.optim.lr_scheduler.OneCycleLR",
+        "logger.a": "lightning.pytorch.loggers.MLFlowLogger",
+        "callbacks.a": "lightning.pytorch.callbacks.EarlyStopping",
+        "trainer.strategy": "lightning.pytorch.strategies.DDPStrategy",
+        "trainer.profiler": "lightning.pytorch.profilers.SimpleProfiler",
+        "loss": "lightning_dpo.losses.BetaDPO",
+        "samples.scorer": "lightning_dpo.demo.grammar.score",
+        "hydra.launcher": "hydra._internal.core_plugins.basic_launcher.BasicLauncher",
+    }.items():
+        assert callable(allow.allowed(target, path))
+    assert allow.allowed("torch.optim.AdamW", "optimizer") is torch.optim.AdamW
+
+
+def test_callbacks_of_lightning_are_added_to_the_runs_own(command, short, tmp_path):
+    early = "lightning.pytorch.callbacks.EarlyStopping"
+    stop = f"+callbacks.stop={{_target_: {early}, monitor: val/loss, mode: max, patience: 1}}"
+    code, said = command(*short, stop, "logger=csv", "samples.n=0", "trainer.max_epochs=50")
+    assert code == 0, said
+    assert len(Path(tmp_path / "run" / "metrics.csv").read_text().splitlines()) < 20
+    assert os.path.exists(tmp_path / "run" / "summary.json")

@@ -19,7 +19,6 @@ SPOTS = [
 
 def place(ax: Axes, texts: list[dict[str, Any]]) -> None:
     """Each text beside its point, where it covers the least of the others and of the points."""
-    ax.figure.draw_without_rendering()  # type: ignore[union-attr]
     scale = ax.figure.dpi / 72
     frame, taken = ax.get_window_extent(), [(x - 5, y - 5, x + 5, y + 5) for x, y in _drawn(ax)]
     for text in sorted((t for t in texts if t["text"]), key=lambda t: -len(t["text"])):

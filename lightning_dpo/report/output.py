@@ -17,16 +17,14 @@ def svg(figure: Figure, name: str) -> str:
     """A figure as SVG with a white background; the same figure gives the same text."""
     with mpl.rc_context(STYLE | {"svg.hashsalt": name}):
         text = StringIO()
-        figure.savefig(
-            text, format="svg", metadata={"Date": None, "Creator": None}, bbox_inches="tight", pad_inches=0.1
-        )
+        figure.savefig(text, format="svg", metadata={"Date": None, "Creator": None})
     return text.getvalue()
 
 
 def png(figure: Figure) -> bytes:
     with mpl.rc_context(STYLE):
         data = BytesIO()
-        figure.savefig(data, format="png", dpi=160, bbox_inches="tight", pad_inches=0.1)
+        figure.savefig(data, format="png", dpi=140)
     return data.getvalue()
 
 

@@ -14,7 +14,7 @@ from lightning_dpo import jobs
 from lightning_dpo.errors import ConfigError
 from lightning_dpo.report import findings, plots
 from lightning_dpo.report.output import inline, png, svg
-from lightning_dpo.report.rows import Point, Row, Run, differing, points, read, scores, table
+from lightning_dpo.report.rows import Point, Row, Run, points, read, scores, table
 from lightning_dpo.report.series import data
 
 HERE = Path(__file__).parent
@@ -184,10 +184,9 @@ def _about(folder: Path, runs: list[Run]) -> str:
         "Folder": str(folder.absolute()),
     }
     listed = "".join(f"<dt>{name}</dt><dd><pre>{escape(text)}</pre></dd>" for name, text in facts.items())
-    differ = set(differing(runs))
-    common = {
-        k: v for k, v in runs[0].config.items() if all(run.config.get(k) == v for run in runs) and k not in differ
-    }
+    keys = {key: None for run in runs for key in run.config}
+    values = {key: [run.config[key] for run in runs if key in run.config] for key in keys}
+    common = {key: found[0] for key, found in values.items() if all(value == found[0] for value in found)}
     config = "\n".join(f"{key}: {json.dumps(value, ensure_ascii=False)}" for key, value in common.items())
     shared = f"<details><summary>The configuration that all runs share</summary><pre>{escape(config)}</pre></details>"
     return f"<dl>{listed}</dl>{shared}"

@@ -54,6 +54,12 @@ def line_names(points: Iterable[Point]) -> list[str]:
     return list(dict.fromkeys(point.line for point in points))
 
 
+def _settle(figure: Figure) -> None:
+    """Lay the axes out, once: each further drawing would do it again."""
+    figure.draw_without_rendering()
+    figure.set_layout_engine("none")
+
+
 def frontier(
     points: list[Point], score: str, start: float | None = None, optimum: list[dict] | None = None, width: str = "wide"
 ) -> Figure:
@@ -94,6 +100,7 @@ def frontier(
                 at = (point.mean["KL"], point.mean[score])
                 texts.append({"at": at, "text": (name + beta).strip(), "color": colour, "weight": weight})
         ax.margins(0.09, 0.12)
+        _settle(figure)
         place(ax, texts)
         return figure
 
@@ -112,7 +119,7 @@ def against_beta(points: list[Point], start_length: float | None = None, width: 
     wide = width == "wide"
     with mpl.rc_context(STYLE):
         figure = Figure(figsize=(10.4, 3.6) if wide else (4.4, 2.9 * len(shown)))
-        grid = figure.subplots(*((1, len(shown)) if wide else (len(shown), 1)), squeeze=False).flat
+        grid = list(figure.subplots(*((1, len(shown)) if wide else (len(shown), 1)), squeeze=False).flat)
         for ax, name in zip(grid, shown, strict=True):
             for line in lines:
                 colour, marker = look(lines, line)
@@ -127,9 +134,11 @@ def against_beta(points: list[Point], start_length: float | None = None, width: 
             ax.set_xticks(betas, [f"{b:g}" for b in betas])
             ax.minorticks_off()
             ax.margins(0.1, 0.15)
-            ends = [(line, [p for p in points if p.line == line and name in p.mean]) for line in lines]
-            place(ax, [{"at": (own[0].beta, own[0].mean[name]), "text": line, "color": look(lines, line)[0],
-                         "weight": "bold"} for line, own in ends if own])  # fmt: skip
+        _settle(figure)
+        for ax, name in zip(grid, shown, strict=True):
+            ends = [next((p for p in points if p.line == line and name in p.mean), None) for line in lines]
+            place(ax, [{"at": (p.beta, p.mean[name]), "text": p.line, "color": look(lines, p.line)[0], "weight": "bold"}
+                       for p in ends if p])  # fmt: skip
         return figure
 
 
@@ -168,5 +177,7 @@ def curves(runs: list[Run], points: list[Point], titles: dict[str, str]) -> Figu
         for ax in grid[len(shown) :]:
             ax.set_axis_off()
         for i, line in enumerate(lines):
-            figure.text(0.01 + 0.12 * i, 1.0, line, color=look(lines, line)[0], fontweight="bold", va="bottom")
+            figure.text(0.01 + 0.12 * i, 0.99, line, color=look(lines, line)[0], fontweight="bold", va="top")
+        figure.get_layout_engine().set(rect=(0, 0, 1, 1 - 0.3 / figure.get_figheight()))  # type: ignore[union-attr]
+        _settle(figure)
         return figure

@@ -45,13 +45,19 @@ class Page(HTMLParser):
         return sum(name == tag for name, _ in self.tags)
 
 
+@pytest.fixture(scope="module")
+def swept(tmp_path_factory):
+    """A sweep's folder and its page; tests that change something make their own."""
+    folder = folders.sweep(tmp_path_factory.mktemp("swept"))
+    return folder, page(folder)
+
+
 def page(folder) -> Page:
     return Page(report.write(folder).read_text(encoding="utf-8"))
 
 
-def test_a_sweep_leaves_a_page_a_table_and_plots(tmp_path):
-    folders.sweep(tmp_path)
-    assert report.write(tmp_path) == tmp_path / "report.html"
+def test_a_sweep_leaves_a_page_a_table_and_plots(swept):
+    tmp_path, _ = swept
     assert sorted(p.name for p in (tmp_path / "plots").iterdir()) == [
         "beta.png", "beta.svg", "curves.png", "curves.svg", "frontier.png", "frontier.svg",
     ]  # fmt: skip
@@ -65,13 +71,13 @@ def test_a_sweep_leaves_a_page_a_table_and_plots(tmp_path):
     assert {row["state"] for row in rows} == {"done", "failed", "stopped"}
 
 
-def test_the_page_is_the_same_whenever_it_is_written(tmp_path):
-    folders.sweep(tmp_path)
-    assert report.write(tmp_path).read_bytes() == report.write(tmp_path).read_bytes()
+def test_the_page_is_the_same_whenever_it_is_written(swept):
+    folder, _ = swept
+    assert (folder / "report.html").read_bytes() == report.write(folder).read_bytes()
 
 
-def test_the_page_needs_nothing_but_itself(tmp_path):
-    found = page(folders.sweep(tmp_path))
+def test_the_page_needs_nothing_but_itself(swept):
+    tmp_path, found = swept
     assert (tmp_path / "report.html").stat().st_size < TOO_LARGE
     for tag, attributes in found.tags:
         assert tag not in ("iframe", "object", "embed", "base", "img"), tag
@@ -83,8 +89,8 @@ def test_the_page_needs_nothing_but_itself(tmp_path):
     assert policy.startswith("default-src 'none'")
 
 
-def test_ids_are_unique(tmp_path):
-    ids = [attributes["id"] for _, attributes in page(folders.sweep(tmp_path)).tags if "id" in attributes]
+def test_ids_are_unique(swept):
+    ids = [attributes["id"] for _, attributes in swept[1].tags if "id" in attributes]
     assert len(ids) == len(set(ids))
 
 
@@ -100,16 +106,15 @@ def test_the_frontier_says_what_is_best_and_where_more_kl_costs(tmp_path):
     assert "One seed each, so there are no error bars." in text
 
 
-def test_each_line_of_the_frontier_has_its_name_and_each_point_its_beta(tmp_path):
-    folders.sweep(tmp_path)
-    report.write(tmp_path)
+def test_each_line_of_the_frontier_has_its_name_and_each_point_its_beta(swept):
+    tmp_path, _ = swept
     texts = [e.text for e in ElementTree.parse(tmp_path / "plots" / "frontier.svg").iter() if e.tag.endswith("}text")]
     assert {"dpo  β 0.05", "0.5", "ipo  β 0.05", "before training"} <= set(texts)
 
 
-def test_the_theoretical_optimum_is_drawn_where_it_is_known(tmp_path):
+def test_the_theoretical_optimum_is_drawn_where_it_is_known(tmp_path, swept):
+    assert "theoretical optimum" not in swept[1].text
     folders.sweep(tmp_path)
-    assert "theoretical optimum" not in page(tmp_path).text
     optimum = {"points": [{"beta": 0.5, "kl": 2.0, "score": 2.5, "ess": 90}, {"beta": 0.1, "kl": 6.0, "score": 4.0}]}
     (tmp_path / "optimum.json").write_text(json.dumps(optimum | {"note": "by reweighting."}))
     text = page(tmp_path).text
@@ -150,14 +155,14 @@ def test_losses_without_a_beta_are_points_without_a_number(tmp_path):
     assert "Best reward: sft, 1 at a KL of 2 nats." in page(tmp_path).text
 
 
-def test_jobs_that_did_not_finish_are_listed_with_their_error(tmp_path):
-    text = page(folders.sweep(tmp_path)).text
+def test_jobs_that_did_not_finish_are_listed_with_their_error(swept):
+    text = swept[1].text
     assert "10 runs, 8 of them finished" in text and "Not finished: 2 of 10" in text
     assert "ConfigError: beta=-1: found -1" in text and "2 runs that did not finish are left out." in text
 
 
-def test_what_was_run_is_said(tmp_path):
-    text = page(folders.sweep(tmp_path)).text
+def test_what_was_run_is_said(swept):
+    text = swept[1].text
     assert "python -m lightning_dpo.train -m beta=0.05,0.5 loss=dpo,ipo seed=0,1" in text
     assert "torch 2.13.0" in text and 'data.train: "pairs.jsonl"' in text
 

@@ -169,7 +169,7 @@ def test_max_time_saves_in_time(tmp_path):
     began = time.monotonic()
     metrics = MetricsCSV(tmp_path)
     saving = Saving(tmp_path, 10**6, metrics, {}, Stop(), max_time="00:00:00:04", began=began)
-    run = trainer(callbacks=[saving], plugins=[WholeFiles()], logger=[metrics], log_every_n_steps=1, max_epochs=-1)
+    run = trainer(callbacks=[saving], plugins=[WholeFiles()], logger=[metrics], log_every_n_steps=1, max_epochs=10**6)
     with pytest.raises(OutOfTime, match="trainer.max_time is over at step"):
         run.fit(DPOModule(llama(), partial(losses.dpo, beta=0.1), CopyReference()), loader(random_pairs(), 3))
     assert time.monotonic() < began + 4

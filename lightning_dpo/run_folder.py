@@ -156,6 +156,7 @@ class RunFolder:
             "metrics_at_start": {k: v for k, v in metrics.first.items() if k.startswith("val/")},
             "steps": module.trainer.global_step,
             "data": report["pairs"],
+            "scoring": module.scorer.layout,
             "reference_forwards": 0 if module.reference is None else module.reference.forwards,
             "seconds": round(seconds, 3),
             "train_seconds": round(clock.seconds, 3),

@@ -22,7 +22,7 @@ from hydra.core.hydra_config import HydraConfig
 from hydra.experimental.callback import Callback
 from omegaconf import DictConfig, open_dict, read_write
 
-from lightning_dpo import compare, grid, jobs
+from lightning_dpo import grid, jobs, report
 from lightning_dpo.errors import ConfigError
 from lightning_dpo.files import write_json
 from lightning_dpo.overview import Overview, failures, stamp
@@ -202,12 +202,13 @@ def _end(sweep: Sweep, stopped: int | None = None) -> bool:
 
 
 def conclude(folder: Path) -> None:
-    """What a sweep leaves about its finished runs: a table, here and in summary.csv."""
-    if table := compare.rows(folder):
-        import pandas as pd
+    """What a sweep leaves about its runs: a table, here and in summary.csv, and a page."""
+    from lightning_dpo.report import rows, terminal
 
-        compare.show(table)
-        pd.DataFrame(table).to_csv(folder / "summary.csv", index=False)
+    if not any(rows.folders(folder)):
+        return
+    terminal.show(folder)
+    print(f"report     {report.write(folder)}", flush=True)
 
 
 def _close(sweep: Sweep) -> None:

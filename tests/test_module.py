@@ -240,4 +240,4 @@ def test_twenty_steps_of_packed_rows_follow_those_of_padded_ones():
     assert losses_of["shared_prefix"][0] == pytest.approx(0.693147, abs=1e-6)
     assert losses_of["shared_prefix"] == pytest.approx(losses_of["padded"], abs=1e-4)
     assert sums["shared_prefix"] == pytest.approx(sums["padded"], abs=2e-3)
-    assert min(losses_of["padded"][1:]) < 0.6  # they have moved
+    assert max(abs(loss - 0.693147) for loss in losses_of["padded"]) > 0.05  # they have moved

@@ -55,6 +55,7 @@ def test_a_run_leaves_the_files_of_the_contract(command, short, tmp_path):
     assert summary["metrics"] == pytest.approx(last, rel=1e-6)
     assert summary["objective"] == {"name": "val/rewards/accuracies", "value": last["val/rewards/accuracies"]}
     assert summary["reference_forwards"] > 0 and summary["pairs_per_second"] > 0 and summary["versions"]["torch"]
+    assert summary["scoring"] == "shared_prefix"
 
     assert "«" in said and "held out" in said and "written to" in said and str(folder) in said.replace("\n", "")
     assert "Traceback" not in said and "displacement" not in said

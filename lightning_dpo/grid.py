@@ -21,6 +21,9 @@ def refuse(typed: list[str], launcher: str) -> None:
     for key, reason in OF_ONE_JOB.items():
         if any(override.startswith(f"{key}=") for override in typed):
             raise ConfigError(f"{key}=... in a sweep {reason}")
+    for override in typed:
+        if override.startswith("resume=") and override not in ("resume=auto", "resume=never"):
+            raise ConfigError(f"{override} in a sweep would start every job from one checkpoint; type resume=auto")
     if launcher == "submitit_slurm" and shutil.which("sbatch") is None:
         raise ConfigError(
             "launcher=submitit_slurm: there is no sbatch here; type it on a login node of the cluster, "

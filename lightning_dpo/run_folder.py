@@ -145,6 +145,12 @@ class RunFolder:
     def _plain(self, key: str) -> dict[str, Any]:
         return OmegaConf.to_container(self.cfg[key], resolve=True)  # type: ignore[return-value]
 
+    def check_objective(self, metrics: MetricsCSV) -> None:
+        """Errors: ConfigError, after the first validation, for an objective that validation does not measure."""
+        name, known = self.cfg.objective, sorted(n for n in metrics.last if n.startswith("val/"))
+        if name.startswith("val/") and name not in known:
+            raise ConfigError(f"objective={name}: this run does not measure it; allowed: {', '.join(known)}")
+
     def summarise(
         self, module: DPOModule, report: dict[str, Any], metrics: MetricsCSV, clock: Clock, seconds: float
     ) -> float | None:

@@ -159,6 +159,7 @@ def _run(cfg: DictConfig, choices: dict[str, str | None], folder: "RunFolder", s
             console.say(f"resuming   from {start}")
         elif data.val_sets:
             trainer.validate(module, datamodule=data, verbose=False)
+            folder.check_objective(metrics)
         trainer.fit(module, datamodule=data, ckpt_path=start, weights_only=True)
         if data.val_sets and clock.validated_at != trainer.global_step:  # max_steps ended it within an epoch
             trainer.validate(module, datamodule=data, verbose=False)

@@ -171,6 +171,7 @@ def test_two_jobs_of_one_folder_are_refused(sweep, folder):
     [
         (["-m", "beta=0.1,0.5", "output_dir=x"], "output_dir=... in a sweep"),
         (["-m", "beta=0.1,0.5", "run_name=x"], "run_name=... in a sweep"),
+        (["-m", "beta=0.1,0.5", "resume=a.ckpt"], "resume=a.ckpt in a sweep would start every job from one"),
         (["-m", "beta=0.1,0.5", "launcher=submitit_slurm"], "there is no sbatch here"),
         (["-m", "beta=0.1,0.5", "loss=dpo,sft"], "beta"),  # sft has none
         (["sweep_name=x"], "sweep_name=x without a sweep"),

@@ -280,3 +280,9 @@ def _file(folder, name: str, text: str):
     path = folder / name
     path.write_text(text, encoding="utf-8")
     return path
+
+
+def test_a_mistyped_objective_is_refused_before_the_first_step(command, short, tmp_path):
+    code, said = command(*short, "objective=val/rewards/accuracy")
+    assert code == 2 and "objective=val/rewards/accuracy: this run does not measure it; allowed:" in said
+    assert "val/rewards/accuracies" in said and not (tmp_path / "run" / "checkpoints" / "last.ckpt").exists()

@@ -12,11 +12,11 @@ UNKIND = frozenset(
 )
 
 
-def score(texts: list[str]) -> list[float]:
-    """Kind minus unkind words of each text.
+def score(texts: list[str]) -> dict[str, list[float]]:
+    """A scorer for `samples.scorer`: kind minus unkind words of each text.
 
     >>> score(["They were happy, and best friends.", "He lost it and was sad; but Mom smiled."])
-    [3.0, -1.0]
+    {'reward': [3.0, -1.0]}
     """
     words = (re.findall(r"[a-z]+", text.lower()) for text in texts)
-    return [float(sum((w in KIND) - (w in UNKIND) for w in own)) for own in words]
+    return {"reward": [float(sum((w in KIND) - (w in UNKIND) for w in own)) for own in words]}

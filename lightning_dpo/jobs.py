@@ -23,7 +23,7 @@ from typing import Any
 from filelock import FileLock, Timeout
 from omegaconf import DictConfig, OmegaConf, open_dict
 
-from lightning_dpo.config import SECRET_KEY
+from lightning_dpo import redact
 from lightning_dpo.errors import ConfigError
 from lightning_dpo.files import write_json
 
@@ -125,7 +125,7 @@ def compared(cfg: DictConfig) -> dict[str, Any]:
         for key in BESIDE:
             cfg[key] = None
     plain = OmegaConf.to_container(cfg, resolve=True)
-    found = {key: value for key, value in flat(plain) if not SECRET_KEY.search(key)}
+    found = {key: value for key, value in flat(plain) if not redact.KEY.search(key)}
     return json.loads(json.dumps(found))  # as it will be read again
 
 
@@ -182,7 +182,7 @@ def printed_to(path: Path) -> Iterator[None]:
         try:
             for number, file in ((1, out), (2, err)):
                 os.dup2(file.fileno(), number)
-            with redirect_stdout(out), redirect_stderr(err):
+            with redirect_stdout(redact.Stream(out)), redirect_stderr(redact.Stream(err)):  # type: ignore[type-var]
                 yield
         finally:
             for number, original in saved.items():
@@ -211,7 +211,7 @@ def isolated() -> Iterator[None]:
 
 
 def _one_line(error: BaseException) -> str:
-    return f"{type(error).__name__}: {' '.join(str(error).split())}"
+    return redact.redact(f"{type(error).__name__}: {' '.join(str(error).split())}")
 
 
 def _now() -> str:

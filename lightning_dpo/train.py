@@ -17,8 +17,8 @@ from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 
-from lightning_dpo import allow, config, grid, guard, jobs, sweep
-from lightning_dpo.errors import DataError
+from lightning_dpo import allow, config, grid, guard, jobs, redact, sweep
+from lightning_dpo.errors import DataError, NonFiniteError
 from lightning_dpo.signals import Interrupted, OutOfTime, Stop
 
 if TYPE_CHECKING:
@@ -30,6 +30,11 @@ guard.install()  # on import: the workers of a launcher start with this module
 
 def main() -> None:
     """The command."""
+    with redact.protected_output():
+        command()
+
+
+def command() -> None:
     # Hydra would print its own errors and exit with 1; so they arrive here, in a sweep as well.
     os.environ.setdefault("HYDRA_FULL_ERROR", "1")
     overrides = [argument for argument in sys.argv[1:] if not argument.startswith("-")]
@@ -41,6 +46,9 @@ def main() -> None:
         if config.is_user_error(error) or isinstance(error, DataError):
             print(f"error: {config.explain(error, overrides)}", file=sys.stderr)
             sys.exit(2)
+        if isinstance(error, NonFiniteError):
+            print(f"error: {error}", file=sys.stderr)
+            sys.exit(1)
         traceback.print_exc()
         sys.exit(1)
 
@@ -48,6 +56,7 @@ def main() -> None:
 @hydra.main(config_path=config.config_folder(), config_name="train", version_base="1.3")
 def job(cfg: DictConfig) -> float | None:
     """One run, or one of a sweep. Returns its objective, so that a sweeper can search over it."""
+    redact.protect_logs()
     state = HydraConfig.get()
     run = partial(train, choices=dict(state.runtime.choices), overrides=list(state.overrides.task))
     if state.mode == RunMode.MULTIRUN:
@@ -94,6 +103,7 @@ def _run(cfg: DictConfig, choices: dict[str, str | None], folder: "RunFolder", s
 
     from lightning_dpo import console, models, tracking
     from lightning_dpo.checkpoint import WholeFiles
+    from lightning_dpo.collapse import CollapseWarning, RoundingWarning
     from lightning_dpo.displacement import DisplacementWarning
     from lightning_dpo.module import DPOModule
     from lightning_dpo.saving import Saving
@@ -124,18 +134,20 @@ def _run(cfg: DictConfig, choices: dict[str, str | None], folder: "RunFolder", s
         scheduler=instantiate(cfg.scheduler),
         trust_remote_code=cfg.model.trust_remote_code,
         scoring=cfg.scoring,
+        nonfinite=cfg.nonfinite,
     )
     scorer = cfg.samples.scorer and allow.allowed(cfg.samples.scorer, "samples.scorer")
     samples = instantiate(cfg.samples, scorer=scorer, output_dir=folder.path)
     clock = tracking.Clock()
     metrics = tracking.MetricsCSV(folder.path)
+    warners = [DisplacementWarning(), CollapseWarning(samples, cfg.warn_kl), RoundingWarning()]
     saving = Saving(folder.path, cfg.checkpoint.every_n_steps, metrics, folder.about, stop, cfg.trainer.max_time, began)
     bar = [console.PairProgressBar()] if cfg.trainer.enable_progress_bar else []
     with tracking.closing():
         trainer = instantiate(
             cfg.trainer,
             accelerator=_accelerator(cfg.trainer.accelerator, torch.cuda.is_available()),
-            callbacks=[samples, clock, DisplacementWarning(), *instantiate(cfg.callbacks or {}).values(), *bar, saving],
+            callbacks=[samples, clock, *warners, *instantiate(cfg.callbacks or {}).values(), *bar, saving],
             plugins=[WholeFiles()],
             max_time=None,  # Lightning's ends the run as if it were finished
             logger=[metrics, *(tracking.connect(partial(instantiate, node)) for node in (cfg.logger or {}).values())],
@@ -165,6 +177,6 @@ def _accelerator(name: str, cuda: bool) -> str:
 
 if __name__ == "__main__":
     # Not the functions of __main__: a launcher sends them to other processes by their module.
-    from lightning_dpo.train import main as command
+    from lightning_dpo.train import main as run
 
-    command()
+    run()

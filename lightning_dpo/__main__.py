@@ -5,7 +5,7 @@ from importlib import import_module
 
 COMMANDS = {
     "train": "train a policy on preference pairs",
-    "compare": "a table of finished runs",
+    "report": "a page, a table and plots about runs",
     "benchmark": "what a step costs",
     "dashboard": "a W&B workspace for the runs",
 }

@@ -5,7 +5,6 @@ and ranges included. Combinations that would ignore an option are refused.
 """
 
 import difflib
-import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -16,12 +15,12 @@ from omegaconf.errors import OmegaConfBaseException
 
 from lightning_dpo import (
     allow,
+    redact,
     resolvers,  # noqa: F401  conf/ uses them
 )
 from lightning_dpo.errors import ConfigError
 from lightning_dpo.signatures import ArgumentError, check_arguments
 
-SECRET_KEY = re.compile(r"(api_?key|access_?key|secret|password|passwd|(^|[._])token)$", re.IGNORECASE)
 SPECIAL = ("_target_", "_partial_", "_recursive_", "_convert_", "_args_")
 
 
@@ -36,8 +35,20 @@ def refuse_secrets(overrides: list[str]) -> None:
     """Secrets on the command line end in shell histories and run folders: refuse them before Hydra copies them."""
     for override in overrides:
         key = override.split("=", 1)[0].lstrip("+~")
-        if "=" in override and SECRET_KEY.search(key):
+        if "=" in override and redact.KEY.search(key):
             raise ConfigError(f"{key}=...: secrets come from the environment (WANDB_API_KEY, HF_TOKEN), not from a key")
+        if name := redact.holder(override):
+            raise ConfigError(f"{redact.redact(key)}=... holds the value of {name}, which would stand in every file")
+
+
+def _refuse_secret_values(plain: dict[str, Any], choices: dict[str, str | None]) -> None:
+    """A configuration is written to config.yaml, to W&B and into names."""
+    for path, node in allow.nodes(plain):
+        told = f"{redact.redact(path)}{_in_file(path, choices)}"
+        if node is not None and node != "" and redact.KEY.search(path):
+            raise ConfigError(f"{told}: secrets come from the environment (WANDB_API_KEY, HF_TOKEN), not from a key")
+        if name := redact.holder(path) or (isinstance(node, str) and redact.holder(node)):
+            raise ConfigError(f"{told} holds the value of {name}, which would stand in every file; leave it out")
 
 
 def check(cfg: DictConfig, choices: dict[str, str | None], overrides: list[str]) -> None:
@@ -53,6 +64,7 @@ def check(cfg: DictConfig, choices: dict[str, str | None], overrides: list[str])
         raise ConfigError(f"{missing[0]} has no value; type {missing[0]}=...")
     plain: dict[str, Any] = OmegaConf.to_container(cfg, resolve=True)  # type: ignore[assignment]
     allow.check(plain)
+    _refuse_secret_values(plain, choices)
     betas = [node["beta"] for _, node in _targets(plain["loss"], "loss") if "beta" in node]  # a sum has several
     if "beta" in plain and plain["beta"] not in betas:
         found = " and ".join(map(str, betas)) or None
@@ -104,7 +116,7 @@ def _check_combinations(cfg: dict[str, Any]) -> None:
 def _check_loss(cfg: DictConfig, loss: Any, choices: dict[str, str | None]) -> None:
     """What the loss declares that it needs, and what the other keys give it."""
     from lightning_dpo.losses import ReferenceRequired, needs_of
-    from lightning_dpo.module import check_batches, check_reference
+    from lightning_dpo.needs import check_batches, check_reference
 
     needs, reference = needs_of(loss), f"reference={choices.get('reference')} with loss={choices.get('loss')}"
     margins = cfg.data.get("margin_column")
@@ -152,13 +164,15 @@ def _check_built(cfg: DictConfig, choices: dict[str, str | None]) -> None:
     import torch
     from hydra.utils import instantiate
 
+    from lightning_dpo.collapse import CollapseWarning
     from lightning_dpo.module import DPOModule
 
     _check_loss(cfg, instantiate(cfg.loss), choices)
-    try:
-        check_arguments(DPOModule, {"scoring": cfg.scoring}, given_later=True)
-    except ArgumentError as error:
-        raise ConfigError(f"scoring={cfg.scoring}: {error.message}") from None
+    for what, keys in ((DPOModule, ("scoring", "nonfinite")), (CollapseWarning, ("warn_kl",))):
+        try:
+            check_arguments(what, {key: cfg[key] for key in keys}, given_later=True)
+        except ArgumentError as error:
+            raise ConfigError(f"{error.name}={cfg[error.name]}: {error.message}") from None
     try:
         instantiate(cfg.optimizer)([torch.nn.Parameter(torch.zeros(1))])
     except (ValueError, RuntimeError) as error:

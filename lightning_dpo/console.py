@@ -78,6 +78,8 @@ def header(cfg: DictConfig, choices: dict[str, str | None], module: DPOModule) -
     say(f"loss       {choices['loss']} ({parameters})   reference {choices['reference']}")
     say(f"optimizer  lr {cfg.optimizer.lr:g}, {cfg.scheduler.name}, {cfg.data.batch_size} pairs x "
         f"{cfg.trainer.accumulate_grad_batches} per step")  # fmt: skip
+    why = f" ({module.scorer.objection})" if module.scorer.objection else ""
+    say(f"scoring    {module.scorer.layout}{why}")
     say(f"output     {cfg.output_dir}")
     if choices.get("model") == "tiny" and "demo/assets" not in Path(cfg.model.path).as_posix():
         advice = "for your own model type model=hf model.path=..., or optimizer.lr=..."

@@ -67,11 +67,12 @@ def workspace(entity: str | None, project: str, name: str) -> Any:
     try:
         import wandb_workspaces.reports.v2 as wr
         import wandb_workspaces.workspaces as ws
+        from wandb_workspaces.reports.v2.interface import ParallelCoordinatesPlotColumn
     except ImportError:
         raise ConfigError("this needs wandb-workspaces; type pip install 'lightning-dpo[dashboard]'") from None
 
     kl, reward = (wr.SummaryMetric(metric) for metric in FRONTIER)
-    column = wr.ParallelCoordinatesPlotColumn
+    column = ParallelCoordinatesPlotColumn
     settings = [
         column(metric=wr.Config(key), display_name=shown, log=shown in ("beta", "learning rate"))
         for shown, key in COORDINATES.items()
@@ -86,7 +87,7 @@ def workspace(entity: str | None, project: str, name: str) -> Any:
         wr.ParallelCoordinatesPlot(title="settings and results", columns=[*settings, *results]),
         wr.ScatterPlot(title="accuracy against beta", x=wr.Config("beta"), y=results[0].metric, log_x=True),
     ]
-    sections = {
+    sections: dict[str, list[Any]] = {
         section: [wr.LinePlot(title=title, x=STEP, y=list(metrics)) for title, metrics in plots.items()]
         for section, plots in CURVES.items()
     }

@@ -23,7 +23,7 @@ from typing import Any
 from filelock import FileLock, Timeout
 from omegaconf import DictConfig, OmegaConf, open_dict
 
-from lightning_dpo.config import SECRET_KEY
+from lightning_dpo import redact
 from lightning_dpo.errors import ConfigError
 from lightning_dpo.files import write_json
 
@@ -71,8 +71,6 @@ def run(
                 raise ConfigError("another job of this sweep has the same folder; type hydra.sweep.subdir=...")
             if difference:
                 _move_away(folder, former, difference)
-            elif former:
-                _go_on(folder)
             return _run(folder, cfg, body, record)
     except (ConfigError, OSError) as error:  # the folder is another one's, and its job.json too
         write_json(folder / REFUSED, {**record, "state": "failed", "error": _one_line(error), "log": None})
@@ -116,12 +114,6 @@ def _move_away(folder: Path, former: dict[str, Any], difference: list[str]) -> N
     log.warning("%s: its configuration has changed (%s); what was here is now in %s", folder.name, changes, target)
 
 
-def _go_on(folder: Path) -> None:
-    """Empty the folder of a run that broke, so that it starts again."""
-    for path in _movable(folder):
-        shutil.rmtree(path) if path.is_dir() else path.unlink()
-
-
 def _movable(folder: Path) -> list[Path]:
     return [path for path in folder.iterdir() if path.name not in STAYING]
 
@@ -133,16 +125,16 @@ def compared(cfg: DictConfig) -> dict[str, Any]:
         for key in BESIDE:
             cfg[key] = None
     plain = OmegaConf.to_container(cfg, resolve=True)
-    flat = {key: value for key, value in _flat(plain) if not SECRET_KEY.search(key)}
-    return json.loads(json.dumps(flat))  # as it will be read again
+    found = {key: value for key, value in flat(plain) if not redact.KEY.search(key)}
+    return json.loads(json.dumps(found))  # as it will be read again
 
 
-def _flat(node: Any, path: str = "") -> Iterator[tuple[str, Any]]:
+def flat(node: Any, path: str = "") -> Iterator[tuple[str, Any]]:
     if not isinstance(node, dict):
         yield path, node
         return
     for name, child in node.items():
-        yield from _flat(child, f"{path}.{name}" if path else str(name))
+        yield from flat(child, f"{path}.{name}" if path else str(name))
 
 
 def changed(former: dict[str, Any], config: dict[str, Any]) -> list[str]:
@@ -190,7 +182,7 @@ def printed_to(path: Path) -> Iterator[None]:
         try:
             for number, file in ((1, out), (2, err)):
                 os.dup2(file.fileno(), number)
-            with redirect_stdout(out), redirect_stderr(err):
+            with redirect_stdout(redact.Stream(out)), redirect_stderr(redact.Stream(err)):  # type: ignore[type-var]
                 yield
         finally:
             for number, original in saved.items():
@@ -219,7 +211,7 @@ def isolated() -> Iterator[None]:
 
 
 def _one_line(error: BaseException) -> str:
-    return f"{type(error).__name__}: {' '.join(str(error).split())}"
+    return redact.redact(f"{type(error).__name__}: {' '.join(str(error).split())}")
 
 
 def _now() -> str:

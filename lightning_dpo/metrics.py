@@ -1,11 +1,15 @@
 """Every plotted name and its formula, and their exact means over pairs."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from lightning_dpo.losses.types import PairLogps, PairLoss
+
+ROWS_AT_ONCE = 10
+"""Steps whose rows stay on a GPU until they are fetched together."""
 
 
 @torch.no_grad()
@@ -69,3 +73,24 @@ class PairMeans:
         pairs, *sums = all_reduce(self.sums).unbind()
         self.sums = None
         return {name: total / pairs for name, total in zip(self.names, sums, strict=True)}, pairs
+
+
+class Rows:
+    """Rows that no logger has got yet. Their values stay on the device, which need not be waited for at every step."""
+
+    def __init__(self):
+        self._waiting: list[tuple[int, list[str], Tensor]] = []
+
+    def __len__(self) -> int:
+        return len(self._waiting)
+
+    def add(self, step: int, row: Mapping[str, Any], device: torch.device) -> None:
+        values = [torch.as_tensor(value, dtype=torch.float64, device=device) for value in row.values()]
+        self._waiting.append((step, list(row), torch.stack(values)))
+
+    def write(self, loggers: Iterable[Any]) -> None:
+        waiting, self._waiting = self._waiting, []
+        for step, names, values in waiting:
+            row = dict(zip(names, values.tolist(), strict=True))
+            for logger in loggers:
+                logger.log_metrics(row, step=step)

@@ -1,7 +1,7 @@
 """DPOModule: the training step, the optimizer and what is logged. It never learns which loss it holds."""
 
 from collections import defaultdict
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -13,15 +13,17 @@ from torch import Tensor
 from torch.optim import AdamW, Optimizer
 from transformers import PreTrainedModel
 
-from lightning_dpo import losses
+from lightning_dpo import finite, losses
 from lightning_dpo.attention import disable
 from lightning_dpo.batch import PairBatch
 from lightning_dpo.checks import check_first_batch
 from lightning_dpo.experts import coefficient
+from lightning_dpo.finite import NonFinite
 from lightning_dpo.losses import Loss, PairLogps, needs_of
 from lightning_dpo.losses.plain import from_plain, to_plain
-from lightning_dpo.metrics import PairMeans, pair_metrics
+from lightning_dpo.metrics import ROWS_AT_ONCE, PairMeans, Rows, pair_metrics
 from lightning_dpo.models import from_plain_config, load_model, plain_config, without_dropout
+from lightning_dpo.needs import check_batches, check_reference
 from lightning_dpo.optim import schedule
 from lightning_dpo.reference import Reference
 from lightning_dpo.scoring import Scorer, Scores, Scoring
@@ -42,6 +44,8 @@ class DPOModule(L.LightningModule):
         scheduler: (optimizer, total optimizer steps) -> schedule, stepped after each optimizer step.
         trust_remote_code: for a model given as a path.
         scoring: how a batch is laid out for the model, see Scorer.
+        nonfinite: a step whose loss or gradient is NaN or infinite ends the run ("stop": NonFiniteError), or changes
+            nothing ("skip"); its rows go to `nonfinite.jsonl` in the trainer's default_root_dir.
 
     Batches are PairBatch objects, as PreferenceDataModule makes them. An optimizer step is the mean over all its pairs,
     whatever the micro-batches, the ranks or the size of the last window.
@@ -59,6 +63,7 @@ class DPOModule(L.LightningModule):
         scheduler: Callable[..., Any] = schedule,
         trust_remote_code: bool = False,
         scoring: Scoring = "auto",
+        nonfinite: NonFinite = "stop",
     ):
         super().__init__()
         self.policy = _policy(model, trust_remote_code)
@@ -75,6 +80,8 @@ class DPOModule(L.LightningModule):
         self.save_hyperparameters({k: v for k, v in plain.items() if v is not None}, logger=False)
         self.scorer = Scorer(self.policy, scoring)
         self._means = defaultdict(PairMeans)
+        self._rows = Rows()
+        self.nonfinite, self._steps = nonfinite, finite.Steps()
         self._untrained = True
         """Whether the policy still is what it was when it was given."""
         self.train()
@@ -119,6 +126,8 @@ class DPOModule(L.LightningModule):
             loss = loss + coefficient(self.policy) * aux_loss
         for stage in stages:
             self._means[stage].update(metrics)
+            if stage == "train":
+                self._steps.add(batch, logps, result.loss)
         return loss
 
     def _score(self, batch: PairBatch) -> tuple[PairLogps, Tensor | None]:
@@ -142,18 +151,37 @@ class DPOModule(L.LightningModule):
         for gradient in gradients:
             gradient.mul_(undone / pairs.to(gradient.dtype))
         norm = torch.nn.utils.get_total_norm(gradients)
-        self._log("train", {**means, "grad_norm": norm, "lr": optimizer.param_groups[0]["lr"]}, done=1)
+        row = {**means, "grad_norm": norm, "lr": optimizer.param_groups[0]["lr"]}
+        row = {f"train/{name}": value for name, value in row.items()}
+        self.log_dict(row, logger=False)  # for the progress bar and callbacks
+        # This step counts already, so that `step` is the number of optimizer steps done.
+        step = self.trainer.global_step + 1
+        self._steps.close(step, means["loss"], norm, getattr(self.trainer.precision_plugin, "scaler", None) is not None)
+        if step % self.trainer.log_every_n_steps == 0:  # type: ignore[attr-defined]
+            self._rows.add(step, row, self.device)
+        if self.nonfinite == "skip":
+            self._steps.skip(self.trainer, optimizer)
+        if len(self._rows) >= (1 if self.device.type == "cpu" else ROWS_AT_ONCE):
+            self.write_rows()
+
+    def write_rows(self) -> None:
+        """Give the loggers the rows of the steps so far, and look at those steps: on a GPU the wait for both is one.
+
+        Errors: NonFiniteError where one was not finite, from then on at every call.
+        """
+        self._rows.write(self.trainer.loggers)
+        self._steps.check(self.trainer)
+
+    on_validation_start = on_train_end = write_rows
 
     def on_validation_epoch_end(self) -> None:
         for stage in [name for name in self._means if name != "train"]:
             means, _ = self._means[stage].compute(self._all_reduce)
-            self._log(stage, means, done=0)
-
-    def _log(self, stage: str, values: Mapping[str, Any], done: int) -> None:
-        """One row. `step` is the number of optimizer steps done; this step itself counts already (`done`)."""
-        self.log_dict({f"{stage}/{name}": value for name, value in values.items()})
-        # Lightning takes a metric of this name as the row's step; its own counts training rows from 0.
-        self.log("step", float(self.trainer.global_step + done))
+            self.log_dict({f"{stage}/{name}": value for name, value in means.items()})
+            if self.nonfinite == "stop":
+                finite.check_mean(f"step {self.trainer.global_step}: {stage}/loss", means["loss"])
+        # Lightning takes a metric of this name as the row's step.
+        self.log("step", float(self.trainer.global_step))
 
     def _all_reduce(self, value: Tensor) -> Tensor:
         return self.trainer.strategy.reduce(value, reduce_op="sum")  # type: ignore[return-value]
@@ -167,6 +195,8 @@ class DPOModule(L.LightningModule):
         return {"optimizer": optimizer, "lr_scheduler": schedule}
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        self._steps.check(self.trainer)
+        finite.check_weights(self.policy)
         for key in [k for k in checkpoint["state_dict"] if k.startswith("reference.")]:
             del checkpoint["state_dict"][key]
 
@@ -196,24 +226,6 @@ def pair_logps(scores: Scores, index: Tensor | None = None, margin: Tensor | Non
         tokens=policy,
         ref_tokens=reference,
     )
-
-
-def check_reference(needs: Collection[str], reference: Reference | type[Reference] | None) -> None:
-    """Errors: ValueError where the reference cannot give what the loss needs."""
-    if reference is not None and "reference_kl" in needs and not reference.has_distribution:
-        raise ValueError(
-            "this loss compares the whole distributions of policy and reference at every token, and a cached reference "
-            "keeps one number per token; type reference=copy (in Python: DPOModule(..., reference=CopyReference()))"
-        )
-
-
-def check_batches(needs: Collection[str], accumulate: int, ranks: int) -> None:
-    """Errors: ValueError where a step is more than one micro-batch, and the loss's statistics range over it."""
-    if "whole_batch" in needs and (accumulate > 1 or ranks > 1):
-        raise ValueError(
-            "the statistics of this loss range over one micro-batch, so several of them in a step, or several ranks, "
-            "would be another loss; type trainer.accumulate_grad_batches=1 and a larger data.batch_size"
-        )
 
 
 def _policy(model: PreTrainedModel | str | Path | Mapping[str, Any], trust_remote_code: bool) -> PreTrainedModel:

@@ -9,7 +9,7 @@ from typing import Any
 from omegaconf import OmegaConf
 
 LONGEST = 120
-"""Characters of a name; file systems end at 255."""
+"""Bytes of a name; file systems end at 255."""
 
 
 def slug(text: Any) -> str:
@@ -21,10 +21,10 @@ def slug(text: Any) -> str:
     (120, False)
     """
     name = re.sub(r"[^\w.+=-]+", "-", re.sub(r"=", "-", str(text))).strip("-.") or "run"
-    if len(name) <= LONGEST:
+    if len(name.encode()) <= LONGEST:
         return name
     digest = hashlib.sha256(name.encode()).hexdigest()[:8]
-    return f"{name[: LONGEST - len(digest) - 1]}-{digest}"
+    return f"{name.encode()[: LONGEST - len(digest) - 1].decode(errors='ignore')}-{digest}"
 
 
 def visible_gpus() -> list[str]:

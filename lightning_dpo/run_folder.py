@@ -1,42 +1,136 @@
-"""A run is a folder: what went in, what came out."""
+"""A run is a folder: what went in, what came out, and whether a run goes on there."""
 
 import json
+import logging
 import platform
 import sys
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 import lightning as L
+from filelock import FileLock, Timeout
 from omegaconf import DictConfig, OmegaConf
 from transformers import PreTrainedTokenizerBase
 
-from lightning_dpo import models
+from lightning_dpo import checkpoint, models
 from lightning_dpo.errors import ConfigError
-from lightning_dpo.files import write_json
+from lightning_dpo.files import whole_folder, write_json
 from lightning_dpo.module import DPOModule
 from lightning_dpo.tracking import Clock, MetricsCSV
 
+log = logging.getLogger(__name__)
+
 PACKAGES = ("lightning-dpo", "torch", "lightning", "transformers", "hydra-core", "wandb")
+LOCK = ".run.lock"
+WRITTEN = ("metrics.csv", "samples.jsonl", "summary.json")
+"""Files that only a run has written."""
+
+FREE = (
+    *("output_dir", "run_name", "sweep_name", "logger", "resume", "resume_override", "checkpoint", "hydra"),
+    *("objective", "reference.cache_dir"),
+    *(f"trainer.{name}" for name in ("max_time", "enable_progress_bar", "enable_model_summary", "default_root_dir")),
+    *(f"data.{name}" for name in ("num_workers", "num_proc", "cache_dir", "report", "report_plot", "report_ches")),
+)
+"""Keys, with all below them, that a run may change where it goes on: they change no number."""
 
 
 class RunFolder:
     """`output_dir`: config.yaml at the start; checkpoints/, model/ and, last, summary.json at the end.
 
-    Errors: ConfigError if the folder holds a run already.
+    Args:
+        config: the configuration as {dotted key: value}, which a run that goes on is compared with.
+
+    Errors: ConfigError for a folder that cannot be written.
     """
 
-    def __init__(self, cfg: DictConfig):
+    def __init__(self, cfg: DictConfig, config: Mapping[str, Any]):
         self.path = Path(cfg.output_dir).absolute()
         self.cfg = cfg
-        if (self.path / "metrics.csv").exists():
-            raise ConfigError(f"output_dir={cfg.output_dir}: the folder holds a run already; name another one")
-        self.path.mkdir(parents=True, exist_ok=True)
-        (self.path / "config.yaml").write_text(OmegaConf.to_yaml(cfg, resolve=True), encoding="utf-8")
+        self.config = {k: v for k, v in config.items() if not any(k == f or k.startswith(f"{f}.") for f in FREE)}
+        try:
+            self.path.mkdir(parents=True, exist_ok=True)
+            (self.path / LOCK).touch()
+        except OSError as error:
+            raise ConfigError(f"output_dir={cfg.output_dir}: {error.strerror} ({error.filename})") from None
+
+    @contextmanager
+    def alone(self) -> Iterator[None]:
+        """Errors: ConfigError if another process runs here. The lock ends with its process, however that ends."""
+        try:
+            with FileLock(self.path / LOCK, timeout=0):
+                yield
+        except Timeout:
+            raise ConfigError(
+                f"output_dir={self.cfg.output_dir}: another process is running in this folder; name another one"
+            ) from None
+
+    def finished(self) -> dict[str, Any] | None:
+        """The summary of the run that ended here; None where none did.
+
+        Errors: ConfigError where that run is none to go on with.
+        """
+        path = self.path / "summary.json"
+        if self.cfg.resume == "never" and (used := [name for name in WRITTEN if (self.path / name).exists()]):
+            told = f"{self.path} holds a run already ({', '.join(used)})"
+            raise ConfigError(f"resume=never: {told}; type another output_dir=...")
+        if not path.exists():
+            return None
+        if whole := checkpoint.newest(self.path / "checkpoints"):
+            self._compare(whole)
+        return json.loads(path.read_text(encoding="utf-8"))
+
+    def begin(self, data: list[str]) -> Path | None:
+        """Write config.yaml; returns the checkpoint from which to go on, None for a run from the start.
+
+        Args:
+            data: names of the training data by content, which a run that goes on must share.
+
+        Errors: ConfigError for a checkpoint of another run, and where all are damaged.
+        """
+        self.about = {"config": self.config, "data": data}
+        if self.cfg.resume in ("auto", "never"):
+            start = checkpoint.newest(self.path / "checkpoints")
+        else:
+            start = Path(self.cfg.resume)
+            if not start.is_file():
+                raise ConfigError(f"resume={start}: no such file; allowed: auto, never, the path of a checkpoint")
+        if start is not None:
+            self._compare(start, data)
+        else:
+            if (self.path / "metrics.csv").exists():
+                log.warning("%s: the run that began here had saved no checkpoint; it starts again", self.path)
+            for name in WRITTEN:
+                (self.path / name).unlink(missing_ok=True)
+        (self.path / "config.yaml").write_text(OmegaConf.to_yaml(self.cfg, resolve=True), encoding="utf-8")
+        return start
+
+    def _compare(self, path: Path, data: list[str] | None = None) -> None:
+        try:
+            about = checkpoint.read(path, lazily=True).get("run")
+        except checkpoint.Damaged as error:
+            raise ConfigError(f"resume={path}: {error}") from None
+        if about is None:
+            raise ConfigError(f"{path}: no run of lightning_dpo has written this checkpoint")
+        former = about["config"]
+        changed = [
+            f"{key} {former.get(key)} -> {self.config.get(key)}"
+            for key in {**former, **self.config}
+            if former.get(key) != self.config.get(key)
+        ]
+        if data is not None and data != about["data"]:
+            changed.append("the content of data.train")
+        if changed and not self.cfg.resume_override:
+            told = f"{path.parent.parent} holds another run ({'; '.join(changed)})"
+            raise ConfigError(f"{told}; type another output_dir=..., or resume_override=true to go on all the same")
+        if changed:
+            log.warning("going on with a run that was another one: %s", "; ".join(changed))
 
     def export(self, trainer: L.Trainer, module: DPOModule, tokenizer: PreTrainedTokenizerBase, choices: dict) -> None:
         """checkpoints/last.ckpt for Lightning and model/ for transformers."""
-        trainer.save_checkpoint(self.path / "checkpoints" / "last.ckpt")
+        trainer.save_checkpoint(self.path / "checkpoints" / checkpoint.LAST)
         card = MODEL_CARD.format(
             base=self.cfg.model.path,
             loss=choices["loss"],
@@ -45,7 +139,8 @@ class RunFolder:
             steps=trainer.global_step,
             version=version("lightning-dpo"),
         )
-        models.export(module.policy, tokenizer, self.path / "model", card)
+        with whole_folder(self.path / "model") as folder:
+            models.export(module.policy, tokenizer, folder, card)
 
     def _plain(self, key: str) -> dict[str, Any]:
         return OmegaConf.to_container(self.cfg[key], resolve=True)  # type: ignore[return-value]
@@ -61,11 +156,12 @@ class RunFolder:
             "metrics_at_start": {k: v for k, v in metrics.first.items() if k.startswith("val/")},
             "steps": module.trainer.global_step,
             "data": report["pairs"],
+            "scoring": module.scorer.layout,
             "reference_forwards": 0 if module.reference is None else module.reference.forwards,
             "seconds": round(seconds, 3),
             "train_seconds": round(clock.seconds, 3),
-            "pairs_per_second": round(clock.pairs / clock.seconds, 3),
-            "tokens_per_second": round(clock.tokens / clock.seconds, 1),
+            "pairs_per_second": round(clock.pairs / max(clock.seconds, 1e-9), 3),
+            "tokens_per_second": round(clock.tokens / max(clock.seconds, 1e-9), 1),
             "command": " ".join(sys.argv),
             "versions": {"python": platform.python_version(), **{p: version(p) for p in PACKAGES}},
         }

@@ -12,6 +12,7 @@ from lightning.pytorch.utilities import rank_zero_only
 
 from lightning_dpo.batch import Ragged
 from lightning_dpo.data.sets import PairSet
+from lightning_dpo.files import keep_lines
 from lightning_dpo.generation import generate
 from lightning_dpo.module import DPOModule
 from lightning_dpo.scoring import Scorer
@@ -64,7 +65,7 @@ class SampleCallback(L.Callback):
             seed,
         )
         self.output_dir = None if output_dir is None else Path(output_dir)
-        self.validations = 0
+        self.validations = self.lines = 0
         self.first: list[Completion] = []
         self.last: list[Completion] = []
 
@@ -77,6 +78,18 @@ class SampleCallback(L.Callback):
         self.first = self.first or self.last
         pl_module.log_dict({f"val/{name}": value for name, value in summarise(self.last).items()}, rank_zero_only=True)
         self._write(trainer)
+
+    def state_dict(self) -> dict[str, Any]:
+        first, last = ([c._asdict() for c in completions] for completions in (self.first, self.last))
+        return {"validations": self.validations, "lines": self.lines, "first": first, "last": last}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Also cuts off of `samples.jsonl` what was written after this state."""
+        self.validations = state_dict["validations"]
+        self.first, self.last = ([Completion(**c) for c in state_dict[name]] for name in ("first", "last"))
+        if self.output_dir is not None and (path := self.output_dir / "samples.jsonl").exists():
+            self.lines = state_dict["lines"]
+            keep_lines(path, self.lines)
 
     def draw(self, trainer: L.Trainer, module: DPOModule) -> list[Completion]:
         """Completions of the policy as it is now."""
@@ -129,6 +142,7 @@ class SampleCallback(L.Callback):
         if self.output_dir is not None:
             with open(self.output_dir / "samples.jsonl", "a", encoding="utf-8") as file:
                 file.writelines(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
+            self.lines += len(rows)
         for logger in trainer.loggers:
             if hasattr(logger, "log_table"):
                 columns = list(rows[0])

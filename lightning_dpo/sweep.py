@@ -22,7 +22,7 @@ from hydra.core.hydra_config import HydraConfig
 from hydra.experimental.callback import Callback
 from omegaconf import DictConfig, open_dict, read_write
 
-from lightning_dpo import compare, grid, jobs
+from lightning_dpo import grid, jobs, report
 from lightning_dpo.errors import ConfigError
 from lightning_dpo.files import write_json
 from lightning_dpo.overview import Overview, failures, stamp
@@ -66,7 +66,7 @@ def _begin(config: DictConfig) -> Sweep:
     typed = list(config.hydra.overrides.task)
     launcher = str(config.hydra.runtime.choices["hydra/launcher"])
     grid.refuse(typed, launcher)
-    command = _command()
+    command = typed_line()
     if config.sweep_name is None:
         name = f"sweep_name={stamp()}"
         command += f" {name}"
@@ -97,7 +97,8 @@ def _begin(config: DictConfig) -> Sweep:
     return Sweep(folder, command, invocation, lock, overview, handlers)
 
 
-def _command() -> str:
+def typed_line() -> str:
+    """What was typed."""
     program = sys.argv[0] if sys.argv[0].startswith("lightning-dpo") else "python -m lightning_dpo.train"
     return f"{program} {shlex.join(sys.argv[1:])}"
 
@@ -201,12 +202,16 @@ def _end(sweep: Sweep, stopped: int | None = None) -> bool:
 
 
 def conclude(folder: Path) -> None:
-    """What a sweep leaves about its finished runs: a table, here and in summary.csv."""
-    if table := compare.rows(folder):
-        import pandas as pd
+    """What a sweep leaves about its runs: a table, here and in summary.csv, and a page."""
+    from lightning_dpo.report import rows, terminal
 
-        compare.show(table)
-        pd.DataFrame(table).to_csv(folder / "summary.csv", index=False)
+    if not any(rows.folders(folder)):
+        return
+    terminal.show(folder)
+    try:
+        print(f"report     {report.write(folder)}", flush=True)
+    except (ConfigError, OSError) as error:  # what failed is still to be told
+        print(f"no report: {error}", flush=True)
 
 
 def _close(sweep: Sweep) -> None:

@@ -3,7 +3,7 @@
 import csv
 import logging
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -16,6 +16,7 @@ from wandb.errors import AuthenticationError, CommError, UsageError
 
 from lightning_dpo.batch import PairBatch
 from lightning_dpo.errors import ConfigError
+from lightning_dpo.files import keep_lines
 
 log = logging.getLogger(__name__)
 
@@ -37,6 +38,7 @@ class MetricsCSV(Logger):
         super().__init__()
         self.path = folder / "metrics.csv"
         self.columns: list[str] = ["step"]
+        self.rows = 0
         self.first: dict[str, float] = {}
         self.last: dict[str, float] = {}
 
@@ -56,9 +58,30 @@ class MetricsCSV(Logger):
             self._widen(new)
         with open(self.path, "a", newline="", encoding="utf-8") as file:
             csv.DictWriter(file, self.columns).writerow({"step": step, **metrics})
+        self.rows += 1
 
     def log_hyperparams(self, params: Any, *args: Any, **kwargs: Any) -> None:
         """config.yaml has them."""
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"rows": self.rows}
+
+    def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:
+        """Cut off the rows that were written after this state.
+
+        Errors: ValueError if rows are missing; a file that does not exist begins with the next row.
+        """
+        if not self.path.exists():
+            return
+        self.rows = state_dict["rows"]
+        keep_lines(self.path, self.rows + 1 if self.rows else 0)
+        with open(self.path, newline="", encoding="utf-8") as file:
+            reader = csv.DictReader(file)
+            self.columns = list(reader.fieldnames or self.columns)
+            for row in reader:
+                values = {name: float(cell) for name, cell in row.items() if cell and name != "step"}
+                self.first = {**values, **self.first}
+                self.last.update(values)
 
     def _widen(self, new: list[str]) -> None:
         rows = []
@@ -72,6 +95,9 @@ class MetricsCSV(Logger):
             writer.writeheader()
             writer.writerows(rows)
         wider.replace(self.path)
+
+
+COUNTED = ("pairs", "tokens", "seconds", "validated_at")
 
 
 class Clock(L.Callback):
@@ -95,6 +121,13 @@ class Clock(L.Callback):
         self.seconds += time.monotonic() - self._begin
         self.pairs += len(batch)
         self.tokens += sum(len(side.values) for side in (batch.prompt, batch.chosen, batch.rejected))
+
+    def state_dict(self) -> dict[str, Any]:
+        return {name: getattr(self, name) for name in COUNTED}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        for name in COUNTED:
+            setattr(self, name, state_dict[name])
 
 
 def connect(build: Callable[..., Logger]) -> Logger:

@@ -1,7 +1,7 @@
 """Train a policy on preference pairs: `python -m lightning_dpo.train loss=ipo beta=0.1`.
 
 compose (Hydra) -> check -> build -> fit -> export. Heavy imports are inside functions, so that --help answers at once.
-Exit codes: 0 done, 1 failed, 2 a wrong key, value or row.
+Exit codes: 0 done, 1 failed or out of time, 2 a wrong key, value or row, 130 and 143 ended by Ctrl-C or SIGTERM.
 """
 
 import logging
@@ -10,14 +10,19 @@ import sys
 import time
 import traceback
 from functools import partial
+from typing import TYPE_CHECKING
 
 import hydra
 from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 
-from lightning_dpo import allow, config, grid, guard, sweep
-from lightning_dpo.errors import DataError
+from lightning_dpo import allow, config, grid, guard, jobs, redact, sweep
+from lightning_dpo.errors import DataError, NonFiniteError
+from lightning_dpo.signals import Interrupted, OutOfTime, Stop
+
+if TYPE_CHECKING:
+    from lightning_dpo.run_folder import RunFolder
 
 log = logging.getLogger(__name__)
 guard.install()  # on import: the workers of a launcher start with this module
@@ -25,6 +30,11 @@ guard.install()  # on import: the workers of a launcher start with this module
 
 def main() -> None:
     """The command."""
+    with redact.protected_output():
+        command()
+
+
+def command() -> None:
     # Hydra would print its own errors and exit with 1; so they arrive here, in a sweep as well.
     os.environ.setdefault("HYDRA_FULL_ERROR", "1")
     overrides = [argument for argument in sys.argv[1:] if not argument.startswith("-")]
@@ -36,6 +46,9 @@ def main() -> None:
         if config.is_user_error(error) or isinstance(error, DataError):
             print(f"error: {config.explain(error, overrides)}", file=sys.stderr)
             sys.exit(2)
+        if isinstance(error, NonFiniteError):
+            print(f"error: {error}", file=sys.stderr)
+            sys.exit(1)
         traceback.print_exc()
         sys.exit(1)
 
@@ -43,6 +56,7 @@ def main() -> None:
 @hydra.main(config_path=config.config_folder(), config_name="train", version_base="1.3")
 def job(cfg: DictConfig) -> float | None:
     """One run, or one of a sweep. Returns its objective, so that a sweeper can search over it."""
+    redact.protect_logs()
     state = HydraConfig.get()
     run = partial(train, choices=dict(state.runtime.choices), overrides=list(state.overrides.task))
     if state.mode == RunMode.MULTIRUN:
@@ -50,34 +64,59 @@ def job(cfg: DictConfig) -> float | None:
     grid.refuse_alone(list(state.overrides.task))
     try:
         return run(cfg)
+    except (Interrupted, OutOfTime) as end:
+        typed = sweep.typed_line()
+        if not any(o.startswith("output_dir=") for o in state.overrides.task):
+            typed += f" output_dir={cfg.output_dir}"
+        print(f"stopped; continue with: {typed}", flush=True)
+        if isinstance(end, OutOfTime):
+            print(f"error: {end}", file=sys.stderr)
+            sys.exit(1)
+        raise
     except Exception:
         log.info("the run failed", exc_info=True)  # for train.log; the terminal gets it from main()
         raise
 
 
 def train(cfg: DictConfig, choices: dict[str, str | None], overrides: list[str]) -> float | None:
-    """Build the parts, data first so that a bad row is named before any weight loads, then fit and export."""
-    begin = time.monotonic()
+    """Check, and run alone in the run's folder."""
+    began = time.monotonic()
     config.check(cfg, choices, overrides)  # before the slow imports: a wrong value is answered in seconds
+
+    from lightning_dpo import console, run_folder
+
+    console.quiet()
+    folder = run_folder.RunFolder(cfg, jobs.compared(cfg))
+    with Stop() as stop, folder.alone():
+        if summary := folder.finished():
+            console.say(f"finished   {folder.path}: nothing is left to do; type another output_dir=... for a new run")
+            return summary["objective"]["value"]
+        return _run(cfg, choices, folder, stop, began)
+
+
+def _run(cfg: DictConfig, choices: dict[str, str | None], folder: "RunFolder", stop: Stop, began: float):
+    """Build the parts, data first so that a bad row is named before any weight loads, then fit and export."""
 
     import lightning as L
     import torch
     from hydra.utils import instantiate
 
-    from lightning_dpo import console, models, run_folder, tracking
+    from lightning_dpo import console, models, tracking
+    from lightning_dpo.checkpoint import WholeFiles
+    from lightning_dpo.collapse import CollapseWarning, RoundingWarning
     from lightning_dpo.displacement import DisplacementWarning
     from lightning_dpo.module import DPOModule
+    from lightning_dpo.saving import Saving
 
-    console.quiet()
     models.checked_path(cfg.model.path)
     if cfg.reference and cfg.reference.path:
         models.checked_path(cfg.reference.path, "reference.path")
-    folder = run_folder.RunFolder(cfg)
     L.seed_everything(cfg.seed, verbose=False)
 
     tokenizer = models.load_tokenizer(cfg.model.path, cfg.model.trust_remote_code)
     data = instantiate(cfg.data, tokenizer=tokenizer)
     data.setup()
+    start = folder.begin(data.content())
     report = console.data_page(data, folder.path)
     if data.report and not data.report_ches:
         return None
@@ -95,31 +134,38 @@ def train(cfg: DictConfig, choices: dict[str, str | None], overrides: list[str])
         scheduler=instantiate(cfg.scheduler),
         trust_remote_code=cfg.model.trust_remote_code,
         scoring=cfg.scoring,
+        nonfinite=cfg.nonfinite,
     )
     scorer = cfg.samples.scorer and allow.allowed(cfg.samples.scorer, "samples.scorer")
     samples = instantiate(cfg.samples, scorer=scorer, output_dir=folder.path)
     clock = tracking.Clock()
     metrics = tracking.MetricsCSV(folder.path)
+    warners = [DisplacementWarning(), CollapseWarning(samples, cfg.warn_kl), RoundingWarning()]
+    saving = Saving(folder.path, cfg.checkpoint.every_n_steps, metrics, folder.about, stop, cfg.trainer.max_time, began)
     bar = [console.PairProgressBar()] if cfg.trainer.enable_progress_bar else []
     with tracking.closing():
         trainer = instantiate(
             cfg.trainer,
             accelerator=_accelerator(cfg.trainer.accelerator, torch.cuda.is_available()),
-            callbacks=[samples, clock, DisplacementWarning(), *instantiate(cfg.callbacks or {}).values(), *bar],
+            callbacks=[samples, clock, *warners, *instantiate(cfg.callbacks or {}).values(), *bar, saving],
+            plugins=[WholeFiles()],
+            max_time=None,  # Lightning's ends the run as if it were finished
             logger=[metrics, *(tracking.connect(partial(instantiate, node)) for node in (cfg.logger or {}).values())],
         )
         for logger in trainer.loggers:
             logger.log_hyperparams(OmegaConf.to_container(cfg, resolve=True))
         console.header(cfg, choices, module)
-        if data.val_sets:
+        if start is not None:
+            console.say(f"resuming   from {start}")
+        elif data.val_sets:
             trainer.validate(module, datamodule=data, verbose=False)
-        trainer.fit(module, datamodule=data)
+        trainer.fit(module, datamodule=data, ckpt_path=start, weights_only=True)
         if data.val_sets and clock.validated_at != trainer.global_step:  # max_steps ended it within an epoch
             trainer.validate(module, datamodule=data, verbose=False)
         if data.streaming:
             console.stream_page(data, folder.path, report)
         folder.export(trainer, module, tokenizer, choices)
-        objective = folder.summarise(module, report, metrics, clock, seconds=time.monotonic() - begin)
+        objective = folder.summarise(module, report, metrics, clock, seconds=time.monotonic() - began)
         console.footer(metrics, samples, folder)
         return objective
 
@@ -131,6 +177,6 @@ def _accelerator(name: str, cuda: bool) -> str:
 
 if __name__ == "__main__":
     # Not the functions of __main__: a launcher sends them to other processes by their module.
-    from lightning_dpo.train import main as command
+    from lightning_dpo.train import main as run
 
-    command()
+    run()

@@ -1,5 +1,7 @@
 """A configuration from a stranger runs nothing of the stranger's; secrets and names stay where they belong."""
 
+import json
+import logging
 import os
 import sys
 from pathlib import Path
@@ -7,7 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from lightning_dpo import allow, config
+from lightning_dpo import allow, config, redact
 from lightning_dpo.errors import ConfigError
 from tests.test_conf import check, composed
 
@@ -211,3 +213,132 @@ def test_callbacks_of_lightning_are_added_to_the_runs_own(command, short, tmp_pa
     assert code == 0, said
     assert len(Path(tmp_path / "run" / "metrics.csv").read_text().splitlines()) < 20
     assert os.path.exists(tmp_path / "run" / "summary.json")
+
+
+# Secrets
+
+SECRETS = {
+    "WANDB_API_KEY": "0123456789abcdef0123456789abcdef01234567",
+    "HF_TOKEN": "hf_QwErTyUiOpAsDfGh",
+    "OPENAI_API_KEY": 'sk-"quoted"\\key',
+    "MY_DB_PASSWORD": "p@ss w0rd/ü",
+    "AWS_SECRET": "multi-line-1\nmulti-line-2",
+}
+
+
+@pytest.fixture
+def secrets(monkeypatch):
+    for name, value in SECRETS.items():
+        monkeypatch.setenv(name, value)
+
+
+def leaks(folder: Path, *texts: str) -> list[str]:
+    """Where a secret, or a line of it, stands: in a name, in a file's bytes, in a text."""
+    forms = {
+        line.encode() for value in SECRETS.values() for v in (value, redact.escaped(value)) for line in v.split("\n")
+    }
+    found = [f"{path}: {form}" for path in folder.rglob("*") for form in forms if form in str(path).encode()]
+    files = [(str(p), p.read_bytes()) for p in folder.rglob("*") if p.is_file()]
+    return found + [
+        f"{n}: {f}" for n, data in [*files, *(("text", t.encode()) for t in texts)] for f in forms if f in data
+    ]
+
+
+def tell_all(texts):
+    """A scorer that prints, logs and raises what it finds in its environment."""
+    told = " ".join(SECRETS.values())
+    print(told)
+    print(repr(SECRETS), file=sys.stderr)
+    logging.getLogger("stranger").warning("found %s", told)
+    if os.environ.get("FAIL_NOW"):
+        raise RuntimeError(f"cannot log in at https://user:hunter2hunter2@example.org with {told}")
+    return [0.0] * len(texts)
+
+
+@pytest.mark.parametrize("failing", [False, True])
+@pytest.mark.parametrize("sweep", [False, True])
+def test_no_secret_reaches_a_file_a_log_wandb_or_the_terminal(
+    command, short, tmp_path, secrets, monkeypatch, failing, sweep
+):
+    if failing:
+        monkeypatch.setenv("FAIL_NOW", "1")
+    options = [o for o in short if not (sweep and o.startswith("output_dir"))]
+    grid = ["-m", "seed=0,1", "sweep_name=s"] if sweep else []
+    code, said = command(*grid, *options, "trainer.max_steps=1", "samples.scorer=tests.test_safety.tell_all")
+    assert (code != 0) == failing, said
+    assert leaks(tmp_path, said) == []
+    if failing:
+        assert "hunter2" not in said
+        assert "[HF_TOKEN]" in said or sweep
+    folder = tmp_path / "outputs" / "sweeps" / "s" / "seed0" if sweep else tmp_path / "run"
+    assert "[HF_TOKEN]" in (folder / "train.log").read_text(), "it was logged, and cleaned"
+
+
+@pytest.mark.parametrize(
+    ("override", "said"),
+    [
+        ("run_name=${oc.env:HF_TOKEN}", "run_name"),
+        ("+logger.wandb.notes=key-${oc.env:WANDB_API_KEY}", "logger.wandb.notes"),
+        ("+logger.wandb.settings.api_key=${oc.env:WANDB_API_KEY}", "logger.wandb.settings.api_key"),
+        ("+logger.wandb.settings.api_key=something", "logger.wandb.settings.api_key"),
+    ],
+)
+def test_a_configuration_that_holds_a_secret_is_refused_without_repeating_it(secrets, override, said):
+    with pytest.raises(ConfigError) as error:
+        check(override)
+    assert str(error.value).startswith(said)
+    assert "something" not in str(error.value) and not any(v in str(error.value) for v in SECRETS.values())
+
+
+def test_a_secret_typed_into_any_key_is_refused(command, tmp_path, secrets):
+    code, said = command(f"run_name={SECRETS['HF_TOKEN']}")
+    assert code == 2 and "holds the value of HF_TOKEN" in said and leaks(tmp_path, said) == []
+
+
+def test_ordinary_variables_are_no_secrets(monkeypatch):
+    for name, value in {"TOKENIZERS_PARALLELISM": "false", "KEYBOARD": "german", "API_KEY": "abc"}.items():
+        monkeypatch.setenv(name, value)
+    assert redact.redact("a false german abc") == "a false german abc"
+
+
+def test_a_stream_stays_clean_when_its_write_is_replaced_and_put_back(secrets, capfd):
+    stream, seen = redact.Stream(sys.stdout), []
+    old = stream.write
+    stream.write = lambda text: (seen.append(text), old(text))
+    stream.write(f"a {SECRETS['HF_TOKEN']} b")
+    stream.write = old
+    stream.write("!")
+    assert seen == ["a [HF_TOKEN] b"] and capfd.readouterr().out == "a [HF_TOKEN] b!"
+
+
+# Names are data
+
+NAMES = [
+    "../../../escaped",
+    "/etc/escaped",
+    "a\nb",
+    "é" * 300,
+    "漢" * 300,
+    "🙂 👩‍👩‍👧",
+    "a\0b",
+    "..",
+    "~/x",
+    "con:aux|?*",
+    "-rf",
+    "%2e%2e",
+]
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_name_makes_no_path_outside_the_output_folder(command, tmp_path, few_reviews, name):
+    before = set(Path("/").glob("escaped*")) | set(tmp_path.parent.glob("*"))
+    quoted = "run_name=" + json.dumps(name, ensure_ascii=False).replace("\\u0000", "\0").replace("\\n", "\n")
+    report = ["data.report=true", f"data.train={few_reviews}", "data.val=null", "logger=csv"]
+    code, said = command(quoted, *report)
+    assert code in (0, 2), said
+    made = {p.relative_to(tmp_path).parts[0] for p in tmp_path.rglob("*")}
+    assert made <= {"outputs", "few.jsonl"} and set(tmp_path.parent.glob("*")) <= before
+    for folder in (tmp_path / "outputs").glob("*/*"):
+        assert (
+            len(os.fsencode(folder.name)) <= 255 and "\n" not in folder.name and folder.parent.parent.name == "outputs"
+        )

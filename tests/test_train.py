@@ -55,6 +55,7 @@ def test_a_run_leaves_the_files_of_the_contract(command, short, tmp_path):
     assert summary["metrics"] == pytest.approx(last, rel=1e-6)
     assert summary["objective"] == {"name": "val/rewards/accuracies", "value": last["val/rewards/accuracies"]}
     assert summary["reference_forwards"] > 0 and summary["pairs_per_second"] > 0 and summary["versions"]["torch"]
+    assert summary["scoring"] == "shared_prefix"
 
     assert "«" in said and "held out" in said and "written to" in said and str(folder) in said.replace("\n", "")
     assert "Traceback" not in said and "displacement" not in said
@@ -132,7 +133,7 @@ def test_a_report_stops_before_training_and_ches_needs_only_the_policy(command, 
     code, said = command("data.report=true", "data.report_ches=true", "data.report_plot=true", *short)
     assert code == 0 and "most alike: " in said
     files = {p.name for p in (tmp_path / "run").iterdir()}
-    assert files == {"config.yaml", "data_report.json", "data_ches.csv", "data_lengths.png", "train.log"}
+    assert files == {"config.yaml", "data_report.json", "data_ches.csv", "data_lengths.png", "train.log", ".run.lock"}
     assert json.loads((tmp_path / "run" / "data_report.json").read_text())["ches"]["pairs"] == 48
 
 
@@ -156,10 +157,15 @@ def test_a_stream_trains_and_says_what_it_has_read(command, short, few_reviews, 
     assert stream["pairs"] in (64, 96) and stream["json"] == 2 and "read from the stream" in said
 
 
-def test_a_used_folder_is_refused(command, short):
+def test_a_finished_run_is_left_as_it_is(command, short, tmp_path):
     assert command(*short, "logger=csv")[0] == 0
-    code, said = command(*short, "logger=csv")
-    assert code == 2 and "holds a run already" in said
+    written = (tmp_path / "run" / "summary.json").stat().st_mtime_ns
+    code, said = command(*short, "logger=csv", "run_name=other")
+    assert code == 0 and "nothing is left to do" in said
+    code, said = command(*short, "logger=csv", "beta=0.3", "data.batch_size=8")
+    assert code == 2 and "loss.beta 0.1 -> 0.3" in said and "data.batch_size 16 -> 8" in said
+    assert command(*short, "logger=csv", "resume=never")[0] == 2
+    assert (tmp_path / "run" / "summary.json").stat().st_mtime_ns == written
 
 
 def test_displacement_is_told_in_the_log_on_the_terminal_and_in_wandb(command, short, tmp_path):

@@ -101,21 +101,39 @@ class TrlAlgorithm(Contender):
         self.heads = {i: head for i, head in heads.items() if head is not None}
 
     def logps(self, model, batch):
-        rows = [
-            torch.cat([p, r]).long()
-            for side in (batch.chosen, batch.rejected)
-            for p, r in zip(batch.prompt.rows(), side.rows(), strict=True)
-        ]
-        prompt = torch.cat([batch.prompt.lengths, batch.prompt.lengths])
-        lengths = torch.tensor([len(row) for row in rows])
-        ids = pad_sequence(rows, batch_first=True)
-        column = torch.arange(ids.shape[1])
-        attended = (column < lengths[:, None]).long().to(ids.device)
-        trained = ((column >= prompt[:, None]) & (column < lengths[:, None]))[:, 1:].to(ids.device)
-        hidden = model.base_model(input_ids=ids, attention_mask=attended, use_cache=False).last_hidden_state[:, :-1]
-        flat = in_chunks([States(self.heads[id(model)], hidden[trained])], ids[:, 1:][trained])["logps"]
-        sums = torch.zeros(trained.shape, device=ids.device).masked_scatter(trained, flat).sum(1)
+        inputs, trained = _rows(batch)
+        hidden = model.base_model(**inputs, use_cache=False).last_hidden_state[:, :-1]
+        targets = inputs["input_ids"][:, 1:]
+        flat = in_chunks([States(self.heads[id(model)], hidden[trained])], targets[trained])["logps"]
+        sums = torch.zeros(trained.shape, dtype=flat.dtype, device=flat.device).masked_scatter(trained, flat).sum(1)
         return sums[: len(batch)], sums[len(batch) :]
+
+
+class Plain(Contender):
+    """DPO as it is written in tutorials: one padded batch, and the logits of all its positions at once."""
+
+    def logps(self, model, batch):
+        inputs, trained = _rows(batch)
+        logits = model(**inputs, use_cache=False).logits[:, :-1].float()
+        logps = logits.log_softmax(-1).gather(2, inputs["input_ids"][:, 1:, None])[..., 0]
+        sums = (logps * trained).sum(1)
+        return sums[: len(batch)], sums[len(batch) :]
+
+
+def _rows(batch: PairBatch) -> tuple[dict[str, Tensor], Tensor]:
+    """Chosen and rejected sequences as rows of one right-padded batch, each with its prompt; and which of all but the
+    first tokens are of a response, [row, column - 1]."""
+    rows = [
+        torch.cat([p, r]).long()
+        for side in (batch.chosen, batch.rejected)
+        for p, r in zip(batch.prompt.rows(), side.rows(), strict=True)
+    ]
+    ids = pad_sequence(rows, batch_first=True)
+    prompt = torch.cat([batch.prompt.lengths, batch.prompt.lengths])[:, None]
+    column, lengths = torch.arange(ids.shape[1]), torch.tensor([[len(row)] for row in rows])
+    attended = column < lengths
+    trained = (attended & (column >= prompt))[:, 1:]
+    return {"input_ids": ids, "attention_mask": attended.long().to(ids.device)}, trained.to(ids.device)
 
 
 def _trl(build, options: Collection[str], live: bool, as_on_gpu: bool) -> Contender:
@@ -128,6 +146,7 @@ CONTENDERS: dict[str, Callable[..., Contender]] = {
     "trl": partial(_trl, live=True, as_on_gpu=True),
     "trl-as-shipped": partial(_trl, live=True, as_on_gpu=False),
     "trl-precomputed": partial(_trl, live=False, as_on_gpu=True),
+    "plain": partial(Plain, live=True),
     "base": partial(TrlAlgorithm, live=True),
     "base-precomputed": partial(TrlAlgorithm, live=False),
     "padded-live": partial(Ours, live=True, scoring="padded"),
@@ -135,8 +154,9 @@ CONTENDERS: dict[str, Callable[..., Contender]] = {
     "shared-live": partial(Ours, live=True, scoring="shared_prefix"),
     "shared": partial(Ours, live=False, scoring="shared_prefix"),
 }
-"""`trl` is TRL's DPOTrainer by its GPU path, `base` the same algorithm without TRL; `padded` and `shared` are this
-package's layouts. The reference runs in each step of `trl`, `base` and `-live`; the others know its numbers."""
+"""`plain` holds all logits at once; `trl` is TRL's DPOTrainer by its GPU path, `base` the same algorithm without TRL;
+`padded` and `shared` are this package's layouts. The reference runs in each step of `plain`, `trl`, `base` and `-live`;
+the others know its numbers."""
 
 
 def make(name: str, build: Callable[[], PreTrainedModel]) -> Contender:

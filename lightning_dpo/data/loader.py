@@ -30,6 +30,7 @@ def loader(
         **options,
         collate_fn=partial(_collate, pairs),
         num_workers=num_workers,
+        generator=torch.Generator(),  # a loader draws seeds for its workers: not from the run's generator
         persistent_workers=num_workers > 0,
     )
 

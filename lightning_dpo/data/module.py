@@ -200,8 +200,14 @@ class PreferenceDataModule(L.LightningDataModule):
         self._epoch, self._rows_used = epoch, batch.rows_used
         self.stream_counts.update(batch.rows_read)
 
+    def content(self) -> list[str]:
+        """Names of the training data by content, in their order: equal lists are equal pairs. A stream has none."""
+        return [] if self.train_pairs is None else [part.folder.name for part in self.train_pairs.parts]
+
     def state_dict(self) -> dict[str, Any]:
         """The position in the order of the data: epoch, batches taken in it, and rows of a stream."""
+        if self.trainer is not None and self.trainer.is_last_batch:
+            return {"epoch": self._epoch + 1, "batches": 0, "rows_used": 0}
         return {"epoch": self._epoch, "batches": self._batches, "rows_used": self._rows_used}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:

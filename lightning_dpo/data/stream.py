@@ -154,7 +154,7 @@ class StreamLoader(DataLoader):
     """One iteration of a stream is one epoch; Lightning has no hook that would tell a stream its epoch."""
 
     def __init__(self, stream: PairStream, num_workers: int, epoch: int, skip_rows: int):
-        super().__init__(stream, batch_size=None, num_workers=num_workers)
+        super().__init__(stream, batch_size=None, num_workers=num_workers, generator=torch.Generator())
         self.stream, self.epoch, self.skip_rows = stream, epoch, skip_rows
 
     def __iter__(self):

@@ -1,0 +1,227 @@
+"""Runs as they stand in their folders, finished or not, and as rows of a table."""
+
+import csv
+import json
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from statistics import fmean, stdev
+from typing import Any
+
+from omegaconf import OmegaConf
+
+from lightning_dpo import jobs
+
+MARKS = ("config.yaml", "summary.json", "metrics.csv", jobs.FILE)
+"""One of these makes a folder a run."""
+
+SAMPLES = "val/samples/"
+SIDES = ("chosen", "rejected")
+BESIDE = (*jobs.BESIDE, "objective", "trainer.default_root_dir", "samples.output_dir", "reference.cache_dir")
+"""Keys that do not say how a run differs from another."""
+
+Row = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Run:
+    """One run; every number is None or absent where the run has not come so far.
+
+    `state`: done, running, failed, stopped, killed (it says running, and no process has its lock), or unfinished (alone
+    in its folder, without a summary). `config` has dotted keys. `start` and `end` are the metrics of the first and the
+    last validation and step, `curves` all of them as (step, value).
+    """
+
+    name: str
+    folder: Path
+    state: str
+    error: str = ""
+    config: dict[str, Any] = field(default_factory=dict)
+    start: dict[str, float] = field(default_factory=dict)
+    end: dict[str, float] = field(default_factory=dict)
+    curves: dict[str, list[tuple[int, float]]] = field(default_factory=dict)
+    about: dict[str, Any] = field(default_factory=dict)
+
+    @property
+    def done(self) -> bool:
+        return self.state == "done"
+
+    def moved(self, side: str) -> float | None:
+        """Change of the held-out mean log-probability of a side since the start, in nats; negative: it became rarer."""
+        before, after = (values.get(f"val/logps/{side}") for values in (self.start, self.end))
+        return None if before is None or after is None else after - before
+
+    def samples(self) -> list[Row]:
+        """The rows of samples.jsonl; a last line that was cut by the run's end is left out."""
+        path = self.folder / "samples.jsonl"
+        return list(_json_lines(path)) if path.exists() else []
+
+
+def read(folder: Path) -> list[Run]:
+    """Every run in or below a folder, by path; one that failed or did not finish is there too.
+
+    A run's own folder is not searched further, nor are hidden ones and what a sweep has put aside (`*.replaced`).
+    """
+    return [_read(path, folder) for path in sorted(folders(folder), key=_numbered)]
+
+
+def folders(folder: Path) -> Iterator[Path]:
+    """The folders of runs, in no order."""
+    if any((folder / mark).exists() for mark in MARKS):
+        yield folder
+        return
+    for path in folder.iterdir():
+        if path.is_dir() and not path.name.startswith(".") and not path.name.endswith(".replaced"):
+            yield from folders(path)
+
+
+def _read(path: Path, top: Path) -> Run:
+    job, summary = jobs.read(path / jobs.FILE), jobs.read(path / "summary.json")
+    state = job.get("state") or ("done" if summary else "unfinished")
+    if state == "running" and jobs.is_free(path):
+        state = "killed"
+    curves = _curves(path / "metrics.csv")
+    config = job.get("config", {})
+    if (path / "config.yaml").exists():
+        config = dict(jobs.flat(OmegaConf.to_container(OmegaConf.load(path / "config.yaml"))))
+    return Run(
+        name=path.absolute().name if path == top else path.relative_to(top).as_posix(),
+        folder=path,
+        state=state,
+        error=job.get("error", "") if state == "failed" else "",
+        config=_named(config, job.get("overrides", [])),
+        start=summary.get("metrics_at_start") or {name: points[0][1] for name, points in curves.items()},
+        end=summary.get("metrics") or {name: points[-1][1] for name, points in curves.items()},
+        curves=curves,
+        about=summary | {"began": job.get("began"), "overrides": job.get("overrides", [])},
+    )
+
+
+def _named(config: dict[str, Any], overrides: list[str]) -> dict[str, Any]:
+    """`loss._target_: lightning_dpo.losses.dpo` as `loss: dpo`, under the name that was typed where one was."""
+    typed = dict(o.lstrip("+~").split("=", 1) for o in overrides if "=" in o)
+    named = {}
+    for key, value in config.items():
+        group = key.removesuffix("._target_")
+        named[group] = value if group == key else typed.get(group, str(value).rpartition(".")[2])
+    return named
+
+
+def _curves(path: Path) -> dict[str, list[tuple[int, float]]]:
+    curves: dict[str, list[tuple[int, float]]] = {}
+    if path.exists():
+        with open(path, newline="", encoding="utf-8") as file:
+            for row in csv.DictReader(file):
+                step = int(row.pop("step") or 0)
+                for name, cell in row.items():
+                    if cell:
+                        curves.setdefault(name, []).append((step, float(cell)))
+    return curves
+
+
+def _json_lines(path: Path) -> Iterator[Row]:
+    with open(path, encoding="utf-8") as file:
+        for line in file:
+            try:
+                yield json.loads(line)
+            except ValueError:
+                return
+
+
+def _numbered(path: Path) -> list[tuple[float, str]]:
+    """Sorts 10-... after 9-...: a sweep's folders may begin with the number of the job."""
+    return [(int(n) if (n := part.split("-")[0]).isdigit() else 0, part) for part in path.parts]
+
+
+def differing(runs: list[Run]) -> list[str]:
+    """The keys of which two runs have different values; of keys that follow one another (beta, loss.beta) the first.
+
+    A key that only some runs have, such as a parameter of their loss, counts where those differ.
+    """
+    values: dict[str, list[str | None]] = {}
+    for key in {key: None for run in runs for key in run.config}:
+        texts = [json.dumps(run.config[key], sort_keys=True) if key in run.config else None for run in runs]
+        if key not in BESIDE and not key.startswith("logger.") and len(set(texts) - {None}) > 1:
+            values[key] = texts
+    keys = sorted(values, key=lambda key: (key.count("."), ("loss", "beta", "seed", key).index(key)))
+    return [k for i, k in enumerate(keys) if not any(_follows(values, k, other) for other in keys[:i])]
+
+
+def _follows(values: dict[str, list[str | None]], key: str, other: str) -> bool:
+    same_name = key.rpartition(".")[2] == other.rpartition(".")[2]
+    return same_name and all(a is None or a == b for a, b in zip(values[key], values[other], strict=True))
+
+
+def scores(runs: list[Run]) -> list[str]:
+    """The names of the scorers' numbers, `reward` first: what a plain scorer returns."""
+    names = {name.removeprefix(SAMPLES): None for run in runs for name in run.end if name.startswith(SAMPLES)}
+    return sorted((name for name in names if name != "length"), key=lambda name: name != "reward")
+
+
+def results(run: Run, score_names: list[str]) -> dict[str, float | None]:
+    """What a run came to on held-out pairs. `chosen` and `rejected` are changes of the mean log-probability since the
+    run's start and `margin` is their difference, in nats, so that losses and betas compare."""
+    chosen, rejected = (run.moved(side) for side in SIDES)
+    found = {
+        "accuracy": run.end.get("val/rewards/accuracies"),
+        "margin": None if chosen is None or rejected is None else chosen - rejected,
+        "chosen": chosen,
+        "rejected": rejected,
+        "KL": run.end.get("val/kl"),
+        **{name: run.end.get(SAMPLES + name) for name in score_names},
+        "length": run.end.get(SAMPLES + "length"),
+    }
+    objective = run.about.get("objective") or {}
+    if objective.get("name") not in ("val/rewards/accuracies", "val/kl", *(SAMPLES + n for n in score_names), None):
+        found[objective["name"]] = objective["value"]
+    return found
+
+
+def table(runs: list[Run]) -> list[Row]:
+    """One row per run: its name and state, the config keys that differ, its results; an empty column is left out."""
+    keys, names = differing(runs), scores(runs)
+    rows = [
+        {"run": run.name, "state": run.state, **{k: run.config.get(k) for k in keys}, **results(run, names)}
+        for run in runs
+    ]
+    columns = [k for k in {k: None for row in rows for k in row} if any(row.get(k) is not None for row in rows)]
+    return [{column: row.get(column) for column in columns} for row in rows]
+
+
+@dataclass(frozen=True)
+class Point:
+    """Finished runs that differ in their seed only.
+
+    `line`: what they share with the points of other betas. `mean` and `sd` (over seeds; 0 for a single one) by the
+    names of `results`.
+    """
+
+    line: str
+    beta: float | None
+    runs: tuple[str, ...]
+    mean: dict[str, float]
+    sd: dict[str, float]
+
+
+def points(runs: list[Run]) -> list[Point]:
+    """Finished runs without their seeds, by line and then from the largest beta to the smallest."""
+    keys, names = [key for key in differing(runs) if key not in ("loss", "beta", "seed")], scores(runs)
+    groups: dict[tuple[str, float | None], list[Run]] = {}
+    for run in runs:
+        if run.done:
+            line = [str(run.config.get("loss", "runs")), *(f"{k}={run.config[k]}" for k in keys if k in run.config)]
+            beta = run.config.get("beta")
+            groups.setdefault((" ".join(line), None if beta is None else float(beta)), []).append(run)
+    found = []
+    for (line, beta), members in groups.items():
+        columns: dict[str, list[float]] = {}
+        for run in members:
+            for name, value in results(run, names).items():
+                if value is not None and math.isfinite(value):
+                    columns.setdefault(name, []).append(value)
+        mean = {name: fmean(values) for name, values in columns.items()}
+        sd = {name: stdev(values) if len(values) > 1 else 0.0 for name, values in columns.items()}
+        found.append(Point(line, beta, tuple(run.name for run in members), mean, sd))
+    order = {line: i for i, line in enumerate(dict.fromkeys(p.line for p in found))}
+    return sorted(found, key=lambda p: (order[p.line], -(p.beta or 0)))

@@ -1,0 +1,151 @@
+"""When a run is saved, and what it takes to go on as if it had never stopped."""
+
+import random
+import shutil
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import lightning as L
+import numpy as np
+import torch
+from lightning.pytorch.callbacks import Timer
+from lightning.pytorch.trainer.states import TrainerFn
+
+from lightning_dpo.checkpoint import LAST
+from lightning_dpo.errors import ConfigError
+from lightning_dpo.files import fsync
+from lightning_dpo.module import DPOModule
+from lightning_dpo.signals import OutOfTime, Stop
+from lightning_dpo.tracking import MetricsCSV
+
+ENDING = 1.0
+"""Seconds that a run takes to end after it was saved."""
+
+
+class Saving(L.Callback):
+    """Saves `checkpoints/last.ckpt` between two optimizer steps; where a validation follows the step, after that.
+
+    The last of a trainer's callbacks: it saves the state of the others.
+
+    Args:
+        folder: of the run.
+        every_n_steps: optimizer steps between two checkpoints.
+        metrics: rows that are written by then belong to the checkpoint, later ones are cut off when the run goes on.
+        about: plain values that a run which goes on is compared with; in the checkpoint as `run`.
+        stop: a signal that waits is answered after saving.
+        max_time: after which the run is saved and ends, in Lightning's notation (`00:11:30:00`); counted from `began`.
+        began: on the clock `time.monotonic`.
+    """
+
+    def __init__(
+        self,
+        folder: Path,
+        every_n_steps: int,
+        metrics: MetricsCSV,
+        about: Mapping[str, Any],
+        stop: Stop,
+        max_time: Any = None,
+        began: float = 0.0,
+    ):
+        self.folder, self.every, self.metrics, self.about, self.stop = folder, every_n_steps, metrics, about, stop
+        self.end = None if max_time is None else began + (Timer(max_time).time_remaining() or 0.0)
+        self.seconds = 0.0
+        """What saving took the last time."""
+        self.saved = 0
+        self._rng: dict[str, Any] | None = None
+        self._boundary, self._longest = time.monotonic(), 0.0
+
+    def on_fit_start(self, trainer: L.Trainer, pl_module: Any) -> None:
+        weights = sum(p.numel() * p.element_size() for p in pl_module.policy.parameters())
+        need, free = 7 * weights, shutil.disk_usage(self.folder).free
+        if free < need:
+            raise ConfigError(
+                f"{self.folder}: {free / 1e9:.3g} GB are free; two checkpoints (weights and two moments) and the model "
+                f"take {need / 1e9:.3g} GB; make room, or type output_dir=... on another disk"
+            )
+
+    def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        if self._rng is not None:
+            set_rng_state(self._rng)
+        self.saved, self._boundary = trainer.global_step, time.monotonic()
+        self.stop.wait_for_step(True)
+
+    def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        self.stop.wait_for_step(False)
+
+    def on_train_batch_end(self, trainer: L.Trainer, pl_module: Any, *args: Any) -> None:
+        loop = trainer.fit_loop.epoch_loop
+        if trainer.is_last_batch and trainer.num_training_batches == float("inf"):
+            return  # Lightning would count on in the epoch of a stream that is over
+        if not loop._should_check_val_fx(trainer.fit_loop._data_fetcher):  # type: ignore[arg-type]
+            self._between_steps(trainer, pl_module)
+
+    def on_validation_end(self, trainer: L.Trainer, pl_module: Any) -> None:
+        if trainer.state.fn == TrainerFn.FITTING:
+            self._between_steps(trainer, pl_module)
+
+    def on_exception(self, trainer: L.Trainer, pl_module: Any, exception: BaseException) -> None:
+        pl_module.write_rows()
+
+    def _between_steps(self, trainer: L.Trainer, module: DPOModule) -> None:
+        if trainer.fit_loop._should_accumulate():
+            return  # part of a step: its gradients are in no checkpoint
+        now = time.monotonic()
+        self._longest, self._boundary = max(self._longest, now - self._boundary), now
+        over = self.end is not None and now + 2 * (self._longest + self.seconds) + ENDING > self.end
+        due = trainer.global_step - self.saved >= self.every
+        unknown = self.end is not None and self.seconds == 0.0  # how long saving takes
+        if over or due or unknown or self.stop.number is not None:
+            self.save(trainer, module)
+        if self.stop.number is not None:
+            self.stop.leave(self.stop.number)
+        if over:
+            raise OutOfTime(f"trainer.max_time is over at step {trainer.global_step}; the run is saved, not finished")
+
+    def save(self, trainer: L.Trainer, module: DPOModule) -> None:
+        """Write the checkpoint, after all that belongs to it.
+
+        Errors: OSError that names the path.
+        """
+        began = time.monotonic()
+        module.write_rows()
+        for name in ("metrics.csv", "samples.jsonl"):
+            if (self.folder / name).exists():
+                fsync(self.folder / name)
+        trainer.save_checkpoint(self.folder / "checkpoints" / LAST)
+        self.saved, self.seconds = trainer.global_step, time.monotonic() - began
+        self._boundary = time.monotonic()
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"rng": rng_state(), "metrics": self.metrics.state_dict()}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        # Building loaders and models draws numbers, so the generators are set when training starts.
+        self._rng = state_dict["rng"]
+        self.metrics.load_state_dict(state_dict["metrics"])
+
+    def on_save_checkpoint(self, trainer: L.Trainer, pl_module: L.LightningModule, checkpoint: dict[str, Any]) -> None:
+        checkpoint["run"] = dict(self.about)
+
+
+def rng_state() -> dict[str, Any]:
+    """The global random generators of torch, NumPy and Python, as tensors and plain values."""
+    kind, keys, *rest = np.random.get_state()
+    return {
+        "torch": torch.get_rng_state(),
+        "cuda": torch.cuda.get_rng_state_all() if torch.cuda.is_available() else [],
+        "numpy": [kind, torch.from_numpy(np.array(keys, dtype=np.int64)), *rest],
+        "python": random.getstate(),
+    }
+
+
+def set_rng_state(state: Mapping[str, Any]) -> None:
+    torch.set_rng_state(state["torch"])
+    if state["cuda"] and torch.cuda.device_count() == len(state["cuda"]):
+        torch.cuda.set_rng_state_all(state["cuda"])
+    kind, keys, *rest = state["numpy"]
+    np.random.set_state((kind, keys.numpy().astype(np.uint32), *rest))
+    version, internal, gauss = state["python"]
+    random.setstate((version, tuple(internal), gauss))

@@ -1,0 +1,108 @@
+"""Runs as rows: who is counted, what is told apart, what the numbers mean."""
+
+import json
+from statistics import stdev
+
+import pytest
+from filelock import FileLock
+
+from lightning_dpo.report.rows import differing, points, read, table
+from tests.report import folders
+
+
+def test_every_run_is_there_whatever_became_of_it(tmp_path):
+    runs = {run.name: run for run in read(folders.sweep(tmp_path))}
+    assert len(runs) == 10 and sum(run.done for run in runs.values()) == 8
+    assert runs["beta-1-lossdpo-seed0"].state == "failed"
+    assert runs["beta-1-lossdpo-seed0"].error == "ConfigError: beta=-1: found -1"
+    assert runs["beta0.05-lossdpo-seed9"].state == "stopped"
+    assert runs["beta0.05-lossdpo-seed9"].end["val/kl"] == 2.0, "as far as metrics.csv goes"
+
+
+def test_a_job_that_says_it_runs_runs_only_while_a_process_holds_its_lock(tmp_path):
+    folder = folders.run(tmp_path / "a", finished=False, job={"state": "running"})
+    with FileLock(folder / ".job.lock"):
+        assert read(tmp_path)[0].state == "running"
+    assert read(tmp_path)[0].state == "killed"
+
+
+def test_a_run_outside_a_sweep_is_done_when_it_has_a_summary(tmp_path):
+    folders.run(tmp_path / "a")
+    folders.run(tmp_path / "b", finished=False)
+    assert [run.state for run in read(tmp_path)] == ["done", "unfinished"]
+    (alone,) = read(tmp_path / "a")
+    assert alone.name == "a"
+
+
+def test_what_lies_inside_a_run_or_was_put_aside_is_no_run(tmp_path):
+    folders.run(tmp_path / "s" / "a")
+    for path in ("s/a/wandb/offline-run-1/files", "s/.submitit/1", "s.replaced/a-1"):
+        (tmp_path / path).mkdir(parents=True)
+        (tmp_path / path / "config.yaml").write_text("wandb: 1\n")
+    assert [run.name for run in read(tmp_path)] == ["s/a"]
+
+
+def test_numbered_jobs_stand_in_their_order(tmp_path):
+    for name in ("10-x", "9-x", "0-x"):
+        folders.run(tmp_path / name)
+    assert [run.name for run in read(tmp_path)] == ["0-x", "9-x", "10-x"]
+
+
+def test_only_keys_that_differ_are_columns_and_each_once(tmp_path):
+    """loss.beta and data.seed follow beta and seed; a loss's own parameter differs only from itself."""
+    folders.run(tmp_path / "a", "dpo", 0.1, 0, more="optimizer:\n  lr: 0.001\nx: 1\n")
+    folders.run(tmp_path / "b", "ipo", 0.5, 1, more="optimizer:\n  lr: 0.002\nx: 1\nloss_only: true\n")
+    assert differing(read(tmp_path)) == ["loss", "beta", "seed", "optimizer.lr"]
+
+
+def test_a_loss_has_the_name_that_was_typed(tmp_path):
+    """Two files may configure the same function."""
+    folders.run(tmp_path / "a", "dpo", job={"state": "done", "overrides": ["loss=my_dpo"]})
+    folders.run(tmp_path / "b", "dpo", job={"state": "done", "overrides": ["loss=dpo"]})
+    assert [row["loss"] for row in table(read(tmp_path))] == ["my_dpo", "dpo"]
+
+
+def test_chosen_rejected_and_margin_are_nats_since_the_start(tmp_path):
+    folders.run(tmp_path / "a", chosen=-1.5)
+    (row,) = table(read(tmp_path))
+    assert (row["chosen"], row["rejected"], row["margin"]) == (-1.5, -4.0, 2.5)
+    assert (row["accuracy"], row["KL"], row["reward"], row["length"]) == (0.75, 2.0, 1.0, 17.0)
+
+
+def test_a_column_that_no_run_has_is_left_out_and_one_that_some_have_is_not(tmp_path):
+    folders.run(tmp_path / "a", kl=None, reward=None)
+    folders.run(tmp_path / "b", kl=3.0, reward=None)
+    rows = table(read(tmp_path))
+    assert [row["KL"] for row in rows] == [None, 3.0] and "reward" not in rows[0]
+
+
+def test_another_objective_is_a_column_under_its_name(tmp_path):
+    folder = folders.run(tmp_path / "a")
+    summary = json.loads((folder / "summary.json").read_text()) | {"objective": {"name": "val/loss", "value": 0.5}}
+    (folder / "summary.json").write_text(json.dumps(summary))
+    assert table(read(tmp_path))[0]["val/loss"] == 0.5
+
+
+def test_a_point_is_the_mean_over_seeds_with_their_standard_deviation(tmp_path):
+    folders.sweep(tmp_path)
+    found = points(read(tmp_path))
+    assert [(p.line, p.beta, len(p.runs)) for p in found] == [
+        ("dpo", 0.5, 2), ("dpo", 0.05, 2), ("ipo", 0.5, 2), ("ipo", 0.05, 2),
+    ]  # fmt: skip
+    assert found[0].mean["reward"] == pytest.approx(1.1) and found[0].sd["reward"] == pytest.approx(stdev([1.0, 1.2]))
+    assert found[1].mean["KL"] == pytest.approx(6.5), "the run that was stopped does not count"
+
+
+def test_runs_that_differ_in_more_than_beta_and_seed_are_other_lines(tmp_path):
+    for name, rate in (("a", 0.001), ("b", 0.002)):
+        folders.run(tmp_path / name, more=f"optimizer:\n  lr: {rate}\n")
+    assert [p.line for p in points(read(tmp_path))] == ["dpo optimizer.lr=0.001", "dpo optimizer.lr=0.002"]
+
+
+def test_files_that_end_in_the_middle_are_read_as_far_as_they_go(tmp_path):
+    folder = folders.run(tmp_path / "a", finished=False)
+    with open(folder / "samples.jsonl", "a") as file:
+        file.write('{"step": 4, "prom')
+    assert len(read(tmp_path)[0].samples()) == 4
+    (folder / "summary.json").write_text('{"metr')
+    assert read(tmp_path)[0].state == "unfinished"

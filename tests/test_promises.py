@@ -1,0 +1,473 @@
+"""What a run promises: stopped anywhere, it goes on to the same result; what was written is never damaged.
+
+Each test is a promise. Runs are forked, so that `kill -9` is real and nothing has to be imported again.
+"""
+
+import os
+import random
+import resource
+import shutil
+import signal
+import sys
+import time
+from functools import partial
+from pathlib import Path
+from types import SimpleNamespace
+from typing import cast
+
+import numpy as np
+import psutil
+import pytest
+import torch
+from lightning import Callback, Trainer
+from omegaconf import DictConfig, OmegaConf
+from transformers import LlamaConfig, LlamaForCausalLM
+
+from lightning_dpo import CopyReference, DPOModule, PreferenceDataModule, checkpoint, losses, train
+from lightning_dpo.batch import Ragged, TokenLogps
+from lightning_dpo.checkpoint import WholeFiles
+from lightning_dpo.data import store as data_store
+from lightning_dpo.demo import ASSETS
+from lightning_dpo.errors import ConfigError
+from lightning_dpo.run_folder import RunFolder
+from lightning_dpo.samples import SampleCallback
+from lightning_dpo.saving import Saving, rng_state, set_rng_state
+from lightning_dpo.signals import OutOfTime, Stop
+from lightning_dpo.store import ReferenceStore
+from lightning_dpo.tracking import MetricsCSV
+from tests.conftest import llama, random_pairs
+from tests.test_module import loader, trainer
+
+SMALL = ["logger=csv", "samples.n=4", "samples.max_new_tokens=4", "trainer.enable_progress_bar=false"]
+SMALL += ["data.batch_size=4", "trainer.max_epochs=3", "checkpoint.every_n_steps=1"]
+
+CONFIGURATIONS = {
+    "shuffled, ends within an epoch": ["trainer.max_steps=8"],
+    "accumulated, uneven": ["trainer.accumulate_grad_batches=3", "trainer.val_check_interval=2"],
+    "mixture, workers": ["data.num_workers=1", "data.train=[{path: A, weight: 2}, {path: B, weight: 0.5}]"],
+    "no validation, copied reference": ["data.val=null", "reference=copy", "loss=bco_pair"],
+}
+
+
+class Runs:
+    """Forks a run into a folder by its name; returns the folder and the process."""
+
+    def __init__(self, parent: Path):
+        self.parent = parent
+        rows = (ASSETS / "train.jsonl").read_text().splitlines(keepends=True)
+        for name, part in (("A", rows[:18]), ("B", rows[18:29]), ("V", rows[29:35])):
+            (parent / f"{name}.jsonl").write_text("".join(part))
+        self.options = [*SMALL, f"data.train={parent}/A.jsonl", f"data.val={parent}/V.jsonl"]
+        self.options += [f"reference.cache_dir={parent}/cache", f"data.cache_dir={parent}/cache"]
+
+    def __call__(self, name: str, *options: str, limit: int | None = None) -> tuple[Path, int]:
+        """`limit`: bytes of the largest file that it can write."""
+        given = self.options if "reference=copy" not in options else [o for o in self.options if "reference." not in o]
+        typed = [o.replace("path: ", f"path: {self.parent}/").replace(", weight", ".jsonl, weight") for o in options]
+        if (process := os.fork()) == 0:
+            self._run_and_exit([*given, *typed, f"output_dir={self.parent}/{name}"], name, limit)
+        return self.parent / name, process
+
+    def _run_and_exit(self, arguments: list[str], name: str, limit: int | None) -> None:
+        """In the forked process, which must not go on with the tests."""
+        code: int | str | None = 99
+        try:
+            with open(self.parent / f"{name}.out", "a") as file:
+                os.dup2(file.fileno(), 1)
+                os.dup2(file.fileno(), 2)
+            sys.stdout, sys.stderr = open(1, "w", closefd=False), open(2, "w", closefd=False)
+            sys.argv = ["train.py", *arguments]
+            os.chdir(self.parent)
+            if limit is not None:
+                resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit))
+            train.main()
+            code = 0
+        except SystemExit as end:
+            code = end.code
+        finally:
+            sys.stdout.flush()
+            sys.stderr.flush()
+            os._exit(code if isinstance(code, int) else 1)
+
+
+@pytest.fixture
+def start(tmp_path) -> Runs:
+    return Runs(tmp_path)
+
+
+def ended(process: int) -> int:
+    """The exit code of a process; negative: the signal that ended it."""
+    return os.waitstatus_to_exitcode(os.waitpid(process, 0)[1])
+
+
+def running(process: int) -> bool:
+    return os.waitid(os.P_PID, process, os.WEXITED | os.WNOHANG | os.WNOWAIT) is None
+
+
+def until(process: int, condition) -> None:
+    """Wait for a condition, or for the end of the process."""
+    while running(process) and not condition():
+        time.sleep(0.002)
+
+
+def rows(folder: Path) -> int:
+    path = folder / "metrics.csv"
+    return path.read_bytes().count(b"\n") if path.exists() else 0
+
+
+def result(folder: Path) -> dict[str, bytes]:
+    """What must be equal, byte by byte."""
+    files = [folder / "metrics.csv", folder / "samples.jsonl", *sorted((folder / "model").iterdir())]
+    return {str(path.relative_to(folder)): path.read_bytes() for path in files if path.exists()}
+
+
+def said(folder: Path) -> str:
+    return folder.with_name(folder.name + ".out").read_text()
+
+
+def kill_and_go_on(start, name: str, options: list[str], moments) -> Path:
+    """Kill a run at each of the moments (a function of its folder), then let it end."""
+    for moment in moments:
+        folder, process = start(name, *options)
+        until(process, lambda: moment(folder))  # noqa: B023
+        if running(process):
+            os.kill(process, signal.SIGKILL)
+        assert ended(process) in (0, -signal.SIGKILL), said(folder)
+    folder, process = start(name, *options)
+    assert ended(process) == 0, said(folder)
+    return folder
+
+
+FAST = ["accumulated, uneven"]
+
+
+@pytest.mark.parametrize("name", [n if n in FAST else pytest.param(n, marks=pytest.mark.slow) for n in CONFIGURATIONS])
+def test_a_run_killed_twice_ends_as_if_it_had_never_stopped(start, name):
+    whole = kill_and_go_on(start, "whole", CONFIGURATIONS[name], [])
+    total = rows(whole)
+    moments = [lambda folder, part=part: rows(folder) >= part * total for part in (0.4, 0.7)]
+    folder = kill_and_go_on(start, "killed", CONFIGURATIONS[name], moments)
+    assert said(folder).count("resuming") == 2, said(folder)
+    assert result(folder) == result(whole)
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_signal_finishes_the_step_saves_and_says_how_to_go_on(start, number):
+    options = ["checkpoint.every_n_steps=1000", "trainer.max_epochs=1"]
+    folder, process = start("stopped", *options)
+    until(process, lambda: rows(folder) >= 4)
+    os.kill(process, number)
+    assert ended(process) == 128 + number, said(folder)
+    assert "stopped; continue with: python -m lightning_dpo.train" in said(folder) and "Traceback" not in said(folder)
+    assert torch.load(folder / "checkpoints" / "last.ckpt", weights_only=True)["global_step"] == rows(folder) - 2
+    if number == signal.SIGTERM:
+        whole, again = (kill_and_go_on(start, name, options, []) for name in ("whole", "stopped"))
+        assert "resuming" in said(again) and result(again) == result(whole)
+
+
+def test_max_time_saves_in_time(tmp_path):
+    module = DPOModule(llama(), partial(losses.dpo, beta=0.1), CopyReference())
+    metrics, began = MetricsCSV(tmp_path), time.monotonic()
+    saving = Saving(tmp_path, 10**6, metrics, {}, Stop(), max_time="00:00:00:06", began=began)
+    run = trainer(callbacks=[saving], plugins=[WholeFiles()], logger=[metrics], log_every_n_steps=1, max_epochs=10**6)
+    with pytest.raises(OutOfTime, match="trainer.max_time is over at step"):
+        run.fit(module, loader(random_pairs(), 3))
+    assert time.monotonic() < began + 6
+    saved = checkpoint.read(tmp_path / "checkpoints" / "last.ckpt")
+    assert saved["global_step"] == run.global_step == metrics.rows > 1
+
+
+def test_a_full_disk_ends_the_run_with_the_path_and_costs_nothing(start):
+    """The limit on file sizes lets everything through but the checkpoint."""
+    options = ["trainer.max_epochs=1"]
+    folder, process = start("full", *options)
+    until(process, lambda: (folder / "checkpoints" / "previous.ckpt").exists())
+    os.kill(process, signal.SIGKILL)
+    ended(process)
+    before = (folder / "checkpoints" / "last.ckpt").read_bytes()
+    folder, process = start("full", *options, limit=1 << 21)
+    assert ended(process) == 1
+    assert f"{folder}/checkpoints/last.ckpt: the checkpoint could not be written" in said(folder)
+    assert "File too large" in said(folder)
+    assert (folder / "checkpoints" / "last.ckpt").read_bytes() == before
+    whole, again = (kill_and_go_on(start, name, options, []) for name in ("whole", "full"))
+    assert result(again) == result(whole)
+
+
+def test_a_disk_that_cannot_hold_the_run_is_told_before_the_first_step(tmp_path, monkeypatch):
+    monkeypatch.setattr("shutil.disk_usage", lambda path: SimpleNamespace(free=10_000))
+    module = DPOModule(llama(), partial(losses.dpo, beta=0.1), CopyReference())
+    saving = Saving(tmp_path, 1, MetricsCSV(tmp_path), {}, Stop())
+    with pytest.raises(ConfigError, match=f"{tmp_path}: 1e-05 GB are free; two checkpoints"):
+        saving.on_fit_start(cast(Trainer, None), module)
+
+
+def test_a_folder_that_cannot_be_written_is_told_at_once(tmp_path):
+    (tmp_path / "file").touch()
+    for output_dir in (tmp_path / "file", tmp_path / "file" / "run"):
+        with pytest.raises(ConfigError, match=f"output_dir={output_dir}: "):
+            RunFolder(run_config(output_dir), {})
+
+
+def test_a_folder_that_vanishes_is_made_again_and_another_disk_for_temporary_files_is_not_used(tmp_path, monkeypatch):
+    monkeypatch.setenv("TMPDIR", "/nonexistent")
+    WholeFiles().save_checkpoint({"step": 1}, tmp_path / "gone" / "checkpoints" / "last.ckpt")
+    assert checkpoint.read(tmp_path / "gone" / "checkpoints" / "last.ckpt") == {"step": 1}
+    (tmp_path / "now-a-file").touch()
+    path = tmp_path / "now-a-file" / "last.ckpt"
+    with pytest.raises(OSError, match=f"{path}: the checkpoint could not be written"):
+        WholeFiles().save_checkpoint({"step": 1}, path)
+
+
+def run_config(output_dir: Path, **more) -> DictConfig:
+    return OmegaConf.create({"output_dir": str(output_dir), "resume": "auto", "resume_override": False, **more})
+
+
+def test_a_second_run_into_one_folder_refuses(tmp_path):
+    first, second = (RunFolder(run_config(tmp_path), {}) for _ in range(2))
+    with first.alone():
+        with pytest.raises(ConfigError, match="another process is running in this folder"), second.alone():
+            pass
+    with second.alone():
+        pass
+
+
+@pytest.mark.parametrize(
+    ("change", "told"),
+    [
+        ({"loss.beta": 0.3}, "loss.beta 0.1 -> 0.3"),
+        ({"loss._target_": "ipo"}, "loss._target_ dpo -> ipo"),
+        ({"data.train": "b.jsonl"}, "data.train a.jsonl -> b.jsonl"),
+        ({"data.batch_size": 8}, "data.batch_size 4 -> 8"),
+        ({"model.path": "other"}, "model.path one -> other"),
+        ({}, "the content of data.train"),
+        ({"trainer.max_time": "00:01:00:00", "data.num_workers": 3, "logger.wandb.mode": "online"}, None),
+    ],
+)
+def test_going_on_as_another_run_is_refused_by_the_names_of_the_keys(tmp_path, change, told, caplog):
+    config = {"loss.beta": 0.1, "loss._target_": "dpo", "data.train": "a.jsonl", "data.batch_size": 4}
+    config |= {"model.path": "one", "trainer.max_time": None, "data.num_workers": 0}
+    former = RunFolder(run_config(tmp_path), config)
+    assert former.begin(["content"]) is None
+    path = tmp_path / "checkpoints" / "last.ckpt"
+    WholeFiles().save_checkpoint({"run": former.about}, path)
+    data = ["content"] if change else ["edited"]
+    if told is None:
+        assert RunFolder(run_config(tmp_path), config | change).begin(data) == path
+        return
+    with pytest.raises(ConfigError, match=told.replace(".", r"\.")):
+        RunFolder(run_config(tmp_path), config | change).begin(data)
+    assert RunFolder(run_config(tmp_path, resume_override=True), config | change).begin(data) == path
+    assert told in caplog.text
+
+
+def tensors(seed: int) -> dict:
+    return {
+        "run": None,
+        "seed": seed,
+        "state_dict": {"w": torch.randn(300, generator=torch.Generator().manual_seed(seed))},
+    }
+
+
+def test_a_checkpoint_may_be_named_and_never_wants_an_empty_folder(tmp_path):
+    with pytest.raises(ConfigError, match="resume=.*nothing.ckpt: no such file; allowed: auto, never"):
+        RunFolder(run_config(tmp_path, resume=f"{tmp_path}/nothing.ckpt"), {}).begin([])
+    former = RunFolder(run_config(tmp_path / "former"), {"seed": 1})
+    former.begin([])
+    path = tmp_path / "former" / "checkpoints" / "kept.ckpt"
+    WholeFiles().save_checkpoint({"run": former.about}, path)
+    assert RunFolder(run_config(tmp_path / "branch", resume=str(path)), {"seed": 1}).begin([]) == path
+    with pytest.raises(ConfigError, match="seed 1 -> 2"):
+        RunFolder(run_config(tmp_path / "branch", resume=str(path)), {"seed": 2}).begin([])
+    (tmp_path / "former" / "metrics.csv").touch()
+    with pytest.raises(ConfigError, match=r"holds a run already \(metrics.csv\)"):
+        RunFolder(run_config(tmp_path / "former", resume="never"), {}).finished()
+
+
+@pytest.mark.parametrize("damage", ["cut", "emptied", "altered"])
+def test_a_damaged_checkpoint_is_named_and_the_one_before_is_used(tmp_path, caplog, damage):
+    for seed in (1, 2):
+        WholeFiles().save_checkpoint(tensors(seed), tmp_path / "last.ckpt")
+    content = bytearray((tmp_path / "last.ckpt").read_bytes())
+    if damage == "altered":
+        at = content.index(tensors(2)["state_dict"]["w"].numpy().tobytes())
+        content[at + 70] ^= 1
+    (tmp_path / "last.ckpt").write_bytes({"cut": content[:-200], "emptied": b""}.get(damage, content))
+    assert checkpoint.newest(tmp_path) == tmp_path / "previous.ckpt"
+    assert "last.ckpt" in caplog.text and "going on from" in caplog.text
+    assert checkpoint.read(tmp_path / "previous.ckpt")["seed"] == 1
+    (tmp_path / "previous.ckpt").write_bytes(b"x")
+    with pytest.raises(ConfigError, match="no checkpoint is whole: .*previous.ckpt"):
+        checkpoint.newest(tmp_path)
+
+
+def test_a_byte_altered_anywhere_is_noticed_or_changes_nothing(tmp_path):
+    path = tmp_path / "last.ckpt"
+    WholeFiles().save_checkpoint(tensors(1), path)
+    content, expected, noticed = path.read_bytes(), tensors(1), 0
+    for at in random.Random(0).sample(range(len(content)), 200):
+        path.write_bytes(content[:at] + bytes([content[at] ^ 4]) + content[at + 1 :])
+        try:
+            found = checkpoint.read(path)
+        except checkpoint.Damaged:
+            noticed += 1
+        else:
+            assert found["seed"] == 1 and torch.equal(found["state_dict"]["w"], expected["state_dict"]["w"]), at
+    assert noticed > 100
+
+
+class Payload:
+    def __init__(self, path: Path):
+        self.path = path
+
+    def __reduce__(self):
+        return Path.touch, (self.path,)
+
+
+def test_code_in_a_checkpoint_is_refused_and_not_run(tmp_path):
+    torch.save({"run": Payload(tmp_path / "ran")}, tmp_path / "last.ckpt")
+    with pytest.raises(ConfigError, match="last.ckpt: it holds more than tensors and plain values"):
+        checkpoint.newest(tmp_path)
+    assert not (tmp_path / "ran").exists()
+
+
+def test_a_kill_while_a_checkpoint_is_written_leaves_a_whole_one(tmp_path):
+    numbers, path = random.Random(0), tmp_path / "last.ckpt"
+    WholeFiles().save_checkpoint(tensors(0), path)
+    for _ in range(20):
+        if (process := os.fork()) == 0:
+            while True:
+                WholeFiles().save_checkpoint(tensors(0) | {"ballast": torch.zeros(300_000)}, path)
+        time.sleep(numbers.uniform(0.005, 0.03))
+        os.kill(process, signal.SIGKILL)
+        ended(process)
+        found = checkpoint.newest(tmp_path)
+        assert found is not None and torch.equal(
+            checkpoint.read(found)["state_dict"]["w"], tensors(0)["state_dict"]["w"]
+        )
+    assert not list(tmp_path.glob("*.damaged"))
+
+
+def test_a_checkpoint_holds_the_policy_two_moments_and_no_reference(tmp_path):
+    pairs = random_pairs()
+    module = DPOModule(llama(), partial(losses.dpo, beta=0.1), CopyReference())
+    saving = Saving(tmp_path, 1, MetricsCSV(tmp_path), {}, Stop())
+    trainer(callbacks=[saving], plugins=[WholeFiles()]).fit(module, loader(pairs, 3))
+    path, weights = tmp_path / "checkpoints" / "last.ckpt", sum(p.numel() * 4 for p in module.policy.parameters())
+    assert path.stat().st_size <= 1.1 * 3 * weights + 40_000  # names and plain values, whatever the model's size
+    assert not [name for name in checkpoint.read(path)["state_dict"] if "reference" in name]
+
+
+def test_random_generators_go_on():
+    state = rng_state()
+    drawn = [
+        (torch.rand(3).tolist(), np.random.rand(3).tolist(), random.random())
+        for _ in range(2)
+        if not set_rng_state(state)
+    ]
+    assert drawn[0] == drawn[1]
+
+
+@pytest.mark.parametrize("killed_at", [0, 2])
+def test_of_two_runs_that_build_one_cache_one_may_be_killed_half_way(tmp_path, killed_at):
+    """Reference values in four parts; the first process dies with some, the second waits and computes the rest."""
+    pairs, store = random_pairs(8), ReferenceStore(tmp_path / "cache")
+    parts, seen = [[0, 1], [2, 3], [4, 5], [6, 7]], tmp_path / "computed"
+
+    def compute(part, pause: float = 0.0):
+        batch = pairs.select(part)
+        with open(seen, "a") as file:
+            file.write(f"{part[0]}\n")
+        time.sleep(pause)
+        chosen, rejected = (Ragged(side.values.float(), side.lengths) for side in (batch.chosen, batch.rejected))
+        return TokenLogps(chosen, rejected)
+
+    first, second = os.fork(), 0
+    if first == 0:
+        store.get({"key": 1}, pairs, parts, partial(compute, pause=0.15))
+        os._exit(0)
+    until(first, lambda: seen.exists() and seen.read_text().count("\n") > killed_at)
+    if (second := os.fork()) == 0:
+        store.get({"key": 1}, pairs, parts, compute)
+        os._exit(0)
+    time.sleep(0.05)
+    os.kill(first, signal.SIGKILL)
+    assert (ended(first), ended(second)) == (-signal.SIGKILL, 0)
+    computed = seen.read_text().split()
+    assert len(computed) == 5, "only the part of the moment is computed twice"
+    stored = store.get({"key": 1}, pairs, parts, lambda part: pytest.fail("it is there"))
+    assert torch.equal(stored.chosen.values, pairs.chosen.values.float())
+
+
+def test_tokenising_killed_half_way_leaves_no_partial_entry(tmp_path, few_reviews):
+    def sizes() -> list[int]:
+        module = PreferenceDataModule(ASSETS / "model", few_reviews, batch_size=4, cache_dir=tmp_path / "tokens")
+        module.setup()
+        return [len(part) for part in module.train_pairs.parts]  # type: ignore[union-attr]
+
+    if (process := os.fork()) == 0:
+        write = data_store.write_json
+        data_store.write_json = lambda *args: (write(*args), time.sleep(60))  # the entry is complete but for its name
+        sizes()
+        os._exit(0)
+    until(process, lambda: list((tmp_path / "tokens").glob(".*/manifest.json")))
+    os.kill(process, signal.SIGKILL)
+    ended(process)
+    assert sizes() == [48]
+    (entry,) = (path for path in (tmp_path / "tokens").iterdir() if path.is_dir())
+    assert not entry.name.startswith("."), "what the killed one had begun is removed"
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", CONFIGURATIONS)
+def test_random_kills_change_nothing(start, name):
+    """Thirteen kills a configuration at random moments of a run, caches being built and the export included."""
+    began = time.monotonic()
+    whole = kill_and_go_on(start, "whole", CONFIGURATIONS[name], [])
+    seconds, numbers, kills = time.monotonic() - began, random.Random(name), 0
+    while kills < 13:
+        for used in ("killed", "cache"):
+            shutil.rmtree(start.parent / used, ignore_errors=True)
+        finished = False
+        while not finished and kills < 13:
+            folder, process = start("killed", *CONFIGURATIONS[name])
+            end = time.monotonic() + numbers.uniform(0, seconds)
+            until(process, lambda: time.monotonic() > end)  # noqa: B023
+            if finished := not running(process):
+                assert ended(process) == 0, said(folder)
+            else:
+                os.kill(process, signal.SIGKILL)
+                ended(process)
+                kills += 1
+        if not finished:
+            folder, process = start("killed", *CONFIGURATIONS[name])
+            assert ended(process) == 0, said(folder)
+        assert result(folder) == result(whole)
+
+
+@pytest.mark.slow
+def test_memory_and_open_files_do_not_grow(tmp_path, few_reviews):
+    """5,000 steps with a validation every 500."""
+    seen: list[tuple[int, int]] = []
+
+    class Watch(Callback):
+        def on_validation_end(self, *args):
+            process = psutil.Process()
+            seen.append((process.memory_info().rss, process.num_fds()))
+
+    data = PreferenceDataModule(ASSETS / "model", few_reviews, few_reviews, batch_size=4, cache_dir=tmp_path / "tokens")
+    policy = LlamaForCausalLM(
+        LlamaConfig(vocab_size=128, hidden_size=16, num_hidden_layers=1, num_attention_heads=2, intermediate_size=16)
+    )
+    module = DPOModule(policy, partial(losses.dpo, beta=0.1), CopyReference())
+    metrics = MetricsCSV(tmp_path)
+    callbacks = [Watch(), SampleCallback(n=4, max_new_tokens=8, output_dir=tmp_path)]
+    callbacks.append(Saving(tmp_path, 250, metrics, {}, Stop()))
+    options = dict(max_epochs=-1, max_steps=5000, val_check_interval=500, check_val_every_n_epoch=None)
+    trainer(callbacks=callbacks, plugins=[WholeFiles()], logger=[metrics], log_every_n_steps=1, **options).fit(
+        module, datamodule=data
+    )
+    assert len(seen) == 10 and metrics.rows == 5010
+    memory, files = zip(*seen[2:], strict=True)
+    print("MB:", [m >> 20 for m in memory], "files:", files)
+    assert max(memory) - memory[0] < 30 << 20 and max(files) <= files[0]

@@ -138,7 +138,7 @@ def kill_and_go_on(start, name: str, options: list[str], moments) -> Path:
     return folder
 
 
-FAST = ["accumulated, uneven", "mixture, workers"]
+FAST = ["accumulated, uneven"]
 
 
 @pytest.mark.parametrize("name", [n if n in FAST else pytest.param(n, marks=pytest.mark.slow) for n in CONFIGURATIONS])
@@ -166,13 +166,13 @@ def test_a_signal_finishes_the_step_saves_and_says_how_to_go_on(start, number):
 
 
 def test_max_time_saves_in_time(tmp_path):
-    began = time.monotonic()
-    metrics = MetricsCSV(tmp_path)
-    saving = Saving(tmp_path, 10**6, metrics, {}, Stop(), max_time="00:00:00:04", began=began)
-    run = trainer(callbacks=[saving], plugins=[WholeFiles()], logger=[metrics], log_every_n_steps=1, max_epochs=-1)
+    module = DPOModule(llama(), partial(losses.dpo, beta=0.1), CopyReference())
+    metrics, began = MetricsCSV(tmp_path), time.monotonic()
+    saving = Saving(tmp_path, 10**6, metrics, {}, Stop(), max_time="00:00:00:06", began=began)
+    run = trainer(callbacks=[saving], plugins=[WholeFiles()], logger=[metrics], log_every_n_steps=1, max_epochs=10**6)
     with pytest.raises(OutOfTime, match="trainer.max_time is over at step"):
-        run.fit(DPOModule(llama(), partial(losses.dpo, beta=0.1), CopyReference()), loader(random_pairs(), 3))
-    assert time.monotonic() < began + 4
+        run.fit(module, loader(random_pairs(), 3))
+    assert time.monotonic() < began + 6
     saved = checkpoint.read(tmp_path / "checkpoints" / "last.ckpt")
     assert saved["global_step"] == run.global_step == metrics.rows > 1
 
@@ -267,6 +267,21 @@ def tensors(seed: int) -> dict:
         "seed": seed,
         "state_dict": {"w": torch.randn(300, generator=torch.Generator().manual_seed(seed))},
     }
+
+
+def test_a_checkpoint_may_be_named_and_never_wants_an_empty_folder(tmp_path):
+    with pytest.raises(ConfigError, match="resume=.*nothing.ckpt: no such file; allowed: auto, never"):
+        RunFolder(run_config(tmp_path, resume=f"{tmp_path}/nothing.ckpt"), {}).begin([])
+    former = RunFolder(run_config(tmp_path / "former"), {"seed": 1})
+    former.begin([])
+    path = tmp_path / "former" / "checkpoints" / "kept.ckpt"
+    WholeFiles().save_checkpoint({"run": former.about}, path)
+    assert RunFolder(run_config(tmp_path / "branch", resume=str(path)), {"seed": 1}).begin([]) == path
+    with pytest.raises(ConfigError, match="seed 1 -> 2"):
+        RunFolder(run_config(tmp_path / "branch", resume=str(path)), {"seed": 2}).begin([])
+    (tmp_path / "former" / "metrics.csv").touch()
+    with pytest.raises(ConfigError, match=r"holds a run already \(metrics.csv\)"):
+        RunFolder(run_config(tmp_path / "former", resume="never"), {}).finished()
 
 
 @pytest.mark.parametrize("damage", ["cut", "emptied", "altered"])
@@ -411,9 +426,8 @@ def test_random_kills_change_nothing(start, name):
     whole = kill_and_go_on(start, "whole", CONFIGURATIONS[name], [])
     seconds, numbers, kills = time.monotonic() - began, random.Random(name), 0
     while kills < 13:
-        if result_folder := start.parent / "killed":
-            shutil.rmtree(result_folder, ignore_errors=True)
-            shutil.rmtree(start.parent / "cache", ignore_errors=True)
+        for used in ("killed", "cache"):
+            shutil.rmtree(start.parent / used, ignore_errors=True)
         finished = False
         while not finished and kills < 13:
             folder, process = start("killed", *CONFIGURATIONS[name])

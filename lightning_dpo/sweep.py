@@ -208,7 +208,10 @@ def conclude(folder: Path) -> None:
     if not any(rows.folders(folder)):
         return
     terminal.show(folder)
-    print(f"report     {report.write(folder)}", flush=True)
+    try:
+        print(f"report     {report.write(folder)}", flush=True)
+    except (ConfigError, OSError) as error:  # what failed is still to be told
+        print(f"no report: {error}", flush=True)
 
 
 def _close(sweep: Sweep) -> None:

@@ -26,14 +26,35 @@ def test_it_is_small_and_committed_with_its_outputs(path):
     assert all(cell.execution_count for cell in notebook.cells if cell.cell_type == "code")
 
 
-def test_the_losses_notebook_runs_and_draws_every_loss_or_says_why_not(monkeypatch):
+def executed(path, monkeypatch):
+    """The notebook, run from nothing in a kernel of its own."""
     monkeypatch.setenv("PYTHONPATH", os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")]))
-    path = ROOT / "notebooks" / "losses.ipynb"
-    committed = nbformat.read(path, as_version=4)
     notebook = nbformat.read(path, as_version=4)
     for cell in notebook.cells:
         cell.pop("outputs", None) if cell.cell_type == "markdown" else cell.update(outputs=[])
     NotebookClient(notebook, timeout=300, resources={"metadata": {"path": str(path.parent)}}).execute()
+    return notebook
+
+
+PROMISED = {
+    "quickstart": ["loss 0.6931, by hand 0.6931", "summary.json", "kl", "before", "after"],
+    "beta_sweep": ["2/2", "dpo", "3.000", "reward", "ess"],
+}
+
+
+@pytest.mark.parametrize("name", PROMISED)
+def test_a_run_and_a_sweep_are_walked_through(name, monkeypatch):
+    monkeypatch.setenv("LIGHTNING_DPO_FAST", "1")
+    notebook = executed(ROOT / "notebooks" / f"{name}.ipynb", monkeypatch)
+    text = said(notebook)
+    assert all(words in text for words in PROMISED[name])
+    pictures = [o for cell in notebook.cells for o in cell.get("outputs", []) if "image/png" in o.get("data", {})]
+    assert pictures
+
+
+def test_the_losses_notebook_runs_and_draws_every_loss_or_says_why_not(monkeypatch):
+    path = ROOT / "notebooks" / "losses.ipynb"
+    committed, notebook = nbformat.read(path, as_version=4), executed(path, monkeypatch)
     words = set(said(notebook).replace("`", " ").replace(",", " ").split())
     assert not LOSSES - words and "0.6931" in words
     again = "type nbclient's `jupyter execute --inplace notebooks/losses.ipynb`, and commit it"

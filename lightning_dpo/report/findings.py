@@ -95,7 +95,7 @@ def sentences(drawn: list[Point], score: str) -> list[str]:
     return said
 
 
-def caption(runs: list[Run], found: list[Point], score: str) -> Iterable[str]:
+def caption(folder: Path, runs: list[Run], found: list[Point], score: str) -> Iterable[str]:
     drawn = on_frontier(found, score)
     yield "Further up is better, further left is nearer to the reference. Numbers at the points: beta."
     seeds = {len(p.runs) for p in drawn}
@@ -103,9 +103,8 @@ def caption(runs: list[Run], found: list[Point], score: str) -> Iterable[str]:
         yield "One seed each, so there are no error bars."
     else:
         yield f"Points and bars: mean and standard deviation over {' or '.join(map(str, sorted(seeds)))} seeds."
-    best = optimum(runs[0].folder if len(runs) == 1 else runs[0].folder.parent)
-    if best.get("note"):
-        yield f"Dashed: {best['note']}"
+    if note := optimum(folder).get("note"):
+        yield f"Dashed: {note.rstrip('.')}."
     if left := len(found) - len(drawn):
         yield f"{left} {'point has' if left == 1 else 'points have'} no KL or no {score} and cannot be shown."
     if left := sum(not run.done for run in runs):

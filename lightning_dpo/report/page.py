@@ -46,7 +46,7 @@ def write(folder: Path, score: str | None = None) -> Path:
         script=_asset("script.js"),
         data=_json(data(runs, plots.curve_titles(names), found, score)),
         headline=escape(findings.headline(runs)),
-        frontier=_frontier(runs, found, score, figures),
+        frontier=_frontier(folder, runs, found, score, figures),
         betas=_betas(found, figures),
         table=_table(rows),
         failed=_failed(runs),
@@ -104,13 +104,13 @@ def _both_widths(figures: dict[str, Any], stem: str, title: str) -> str:
     return "".join(f'<div class="{width}">{svg}</div>' for width, svg in zip(plots.SIZES, drawn, strict=True))
 
 
-def _frontier(runs: list[Run], found: list[Point], score: str | None, figures: dict[str, Any]) -> str:
+def _frontier(folder: Path, runs: list[Run], found: list[Point], score: str | None, figures: dict[str, Any]) -> str:
     if "frontier wide" not in figures:
         return f'<p class="none">{escape(findings.why_no_frontier(runs))}</p>'
     assert score is not None
     drawn = findings.on_frontier(found, score)
     said = "".join(f"<p>{escape(text)}</p>" for text in findings.sentences(drawn, score))
-    note = escape(" ".join(findings.caption(runs, found, score)))
+    note = escape(" ".join(findings.caption(folder, runs, found, score)))
     picture = _both_widths(figures, "frontier", f"{score} against KL, a line per loss")
     return f'<div class="said">{said}</div><figure>{picture}<figcaption>{note}</figcaption></figure>'
 

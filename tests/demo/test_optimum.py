@@ -11,6 +11,7 @@ from omegaconf import OmegaConf
 
 from lightning_dpo.demo import ASSETS, grammar, optimum
 from lightning_dpo.demo.bandit import closed_form
+from tests.conftest import ROOT
 
 BETAS = (0.3, 1.0, 3.0)
 
@@ -117,3 +118,36 @@ def test_runs_of_another_model_or_task_are_refused(monkeypatch, tmp_path, capsys
         run_command(monkeypatch, str(tmp_path))
     assert end.value.code == 2 and "config.yaml: a run of another model" in capsys.readouterr().err
     assert not (tmp_path / "optimum.json").exists()
+
+
+@pytest.fixture
+def drawings(monkeypatch):
+    """How often reference samples were drawn."""
+    calls = []
+    monkeypatch.setattr(
+        optimum, "reference_scores", lambda *given: calls.append(given) or torch.tensor([[0.0] * 50 + [1.0] * 50])
+    )
+    return calls
+
+
+def test_a_sweep_gets_its_curve_before_its_first_job_and_keeps_it_when_it_goes_on(drawings, tmp_path):
+    cfg = config(**{"hydra.sweep.dir": str(tmp_path / "sweep")})
+    for _ in range(2):
+        optimum.Write(betas=[1]).on_multirun_start(cfg)
+    assert len(drawings) == 1
+    optimum.Write(betas=[1, 2]).on_multirun_start(cfg)
+    assert [p["beta"] for p in json.loads((tmp_path / "sweep" / "optimum.json").read_text())["points"]] == [1, 2]
+
+
+def test_a_sweep_of_another_model_gets_none_and_says_so(drawings, tmp_path, capsys):
+    optimum.Write().on_multirun_start(config(**{"hydra.sweep.dir": str(tmp_path), "model.path": "other"}))
+    assert not drawings and not list(tmp_path.iterdir())
+    assert "not known for this model" in capsys.readouterr().out
+
+
+def test_the_study_covers_what_it_promises():
+    study = OmegaConf.load(ROOT / "conf" / "experiment" / "controlled_sentiment.yaml")
+    grid = {key: values.split(",") for key, values in study.hydra.sweeper.params.items()}
+    assert {"dpo", "ipo"} < set(grid["loss"]) and len(grid["beta"]) >= 6 and len(grid["seed"]) >= 3
+    assert study.hydra.callbacks.optimum._target_ == f"{optimum.__name__}.Write"
+    assert {float(beta) for beta in grid["beta"]} <= set(optimum.BETAS)

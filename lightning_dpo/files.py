@@ -22,9 +22,8 @@ def whole_folder(final: Path) -> Iterator[Path]:
     temporary.mkdir()
     try:
         yield temporary
-        for path in temporary.iterdir():
-            with open(path, "rb") as handle:
-                os.fsync(handle.fileno())
+        for path in temporary.rglob("*"):
+            fsync(path)
         shutil.rmtree(final, ignore_errors=True)
         temporary.rename(final)
         fsync(final.parent)
@@ -60,4 +59,5 @@ def write_json(path: Path, content: dict) -> None:
     """Write readable JSON by way of a temporary file."""
     temporary = path.with_name(path.name + ".tmp")
     temporary.write_text(json.dumps(content, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+    fsync(temporary)
     os.replace(temporary, path)

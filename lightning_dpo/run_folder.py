@@ -68,7 +68,7 @@ class RunFolder:
             ) from None
 
     def finished(self) -> dict[str, Any] | None:
-        """The summary of the run that ended here; None where none did.
+        """The summary of the run that ended here; None where none did, or `resume_override` makes it another run.
 
         Errors: ConfigError where that run is none to go on with.
         """
@@ -78,8 +78,8 @@ class RunFolder:
             raise ConfigError(f"resume=never: {told}; type another output_dir=...")
         if not path.exists():
             return None
-        if whole := checkpoint.newest(self.path / "checkpoints"):
-            self._compare(whole)
+        if (whole := checkpoint.newest(self.path / "checkpoints")) and self._compare(whole):
+            return None
         return json.loads(path.read_text(encoding="utf-8"))
 
     def begin(self, data: list[str]) -> Path | None:
@@ -107,7 +107,8 @@ class RunFolder:
         (self.path / "config.yaml").write_text(OmegaConf.to_yaml(self.cfg, resolve=True), encoding="utf-8")
         return start
 
-    def _compare(self, path: Path, data: list[str] | None = None) -> None:
+    def _compare(self, path: Path, data: list[str] | None = None) -> bool:
+        """Whether a checkpoint is of another run, where `resume_override` allows that."""
         try:
             about = checkpoint.read(path, lazily=True).get("run")
         except checkpoint.Damaged as error:
@@ -127,6 +128,7 @@ class RunFolder:
             raise ConfigError(f"{told}; type another output_dir=..., or resume_override=true to go on all the same")
         if changed:
             log.warning("going on with a run that was another one: %s", "; ".join(changed))
+        return bool(changed)
 
     def export(self, trainer: L.Trainer, module: DPOModule, tokenizer: PreTrainedTokenizerBase, choices: dict) -> None:
         """checkpoints/last.ckpt for Lightning and model/ for transformers."""

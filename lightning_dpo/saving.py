@@ -58,12 +58,15 @@ class Saving(L.Callback):
         self._boundary, self._longest = time.monotonic(), 0.0
 
     def on_fit_start(self, trainer: L.Trainer, pl_module: Any) -> None:
-        weights = sum(p.numel() * p.element_size() for p in pl_module.policy.parameters())
-        need, free = 7 * weights, shutil.disk_usage(self.folder).free
+        sizes = [(p.numel() * p.element_size(), p.requires_grad) for p in pl_module.policy.parameters()]
+        weights, moments = sum(size for size, _ in sizes), 2 * sum(size for size, trained in sizes if trained)
+        # two checkpoints and a third that is being written, and the model; less what stands there already
+        there = sum(path.stat().st_size for path in (self.folder / "checkpoints").glob("*.ckpt"))
+        need, free = 3 * (weights + moments) + weights - there, shutil.disk_usage(self.folder).free
         if free < need:
             raise ConfigError(
-                f"{self.folder}: {free / 1e9:.3g} GB are free; two checkpoints (weights and two moments) and the model "
-                f"take {need / 1e9:.3g} GB; make room, or type output_dir=... on another disk"
+                f"{self.folder}: {free / 1e9:.3g} GB are free; checkpoints (weights and moments) and the model take "
+                f"{need / 1e9:.3g} GB more; make room, or type output_dir=... on another disk"
             )
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:

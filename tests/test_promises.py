@@ -198,7 +198,7 @@ def test_a_disk_that_cannot_hold_the_run_is_told_before_the_first_step(tmp_path,
     monkeypatch.setattr("shutil.disk_usage", lambda path: SimpleNamespace(free=10_000))
     module = DPOModule(llama(), partial(losses.dpo, beta=0.1), CopyReference())
     saving = Saving(tmp_path, 1, MetricsCSV(tmp_path), {}, Stop())
-    with pytest.raises(ConfigError, match=f"{tmp_path}: 1e-05 GB are free; two checkpoints"):
+    with pytest.raises(ConfigError, match=f"{tmp_path}: 1e-05 GB are free; checkpoints"):
         saving.on_fit_start(cast(Trainer, None), module)
 
 
@@ -258,6 +258,9 @@ def test_going_on_as_another_run_is_refused_by_the_names_of_the_keys(tmp_path, c
     with pytest.raises(ConfigError, match=told.replace(".", r"\.")):
         RunFolder(run_config(tmp_path), config | change).begin(data)
     assert RunFolder(run_config(tmp_path, resume_override=True), config | change).begin(data) == path
+    (tmp_path / "summary.json").write_text('{"objective": {"value": 1}}')
+    assert RunFolder(run_config(tmp_path), config).finished() == {"objective": {"value": 1}}
+    assert RunFolder(run_config(tmp_path, resume_override=True), config | change).finished() is None
     assert told in caplog.text
 
 

@@ -214,7 +214,7 @@ def test_the_experiment_names_losses_that_exist():
         (["data.train=nothing.jsonl"], "nothing.jsonl: no such file"),
         (
             ["samples.scorer=no.such.function"],
-            "samples.scorer=no.such.function: a scorer of lightning_dpo is allowed here",
+            "no.such.function: a scorer of lightning_dpo is allowed here",
         ),
         (["logger.wandb.api_key=hunter2"], "secrets come from the environment"),
     ],

@@ -158,6 +158,7 @@ def from_plain_config(config: dict) -> PreTrainedModel:
 def export(policy: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, folder: Path, card: str) -> None:
     """Write the policy in Hugging Face format: safetensors, configuration, tokenizer and a model card."""
     policy.save_pretrained(folder)
-    tokenizer.backend_tokenizer.no_padding()  # left on by whoever has padded last
+    if (backend := getattr(tokenizer, "backend_tokenizer", None)) is not None:
+        backend.no_padding()  # left on by whoever has padded last
     tokenizer.save_pretrained(folder)
     (folder / "README.md").write_text(card, encoding="utf-8")

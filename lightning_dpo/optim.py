@@ -1,7 +1,7 @@
 """Learning-rate schedules, and optimizers that need more than torch."""
 
 from collections.abc import Iterable
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 from lightning.pytorch.plugins.precision import MixedPrecision, Precision
 from lightning.pytorch.utilities.enums import GradClipAlgorithmType
@@ -61,5 +61,5 @@ def clip(plugin: Precision, optimizer: Optimizer, value: float | None, algorithm
     """Clip as Lightning does, with fused optimizers under bf16-mixed too: it refuses them there, though they undo the
     scaling of gradients alone, and without a scaler there is none."""
     unscaled = isinstance(plugin, MixedPrecision) and plugin.scaler is None
-    kind = Precision if unscaled else type(plugin)
+    kind: Any = Precision if unscaled else type(plugin)
     kind.clip_gradients(plugin, optimizer, value or 0.0, GradClipAlgorithmType(algorithm or "norm"))

@@ -26,7 +26,7 @@ def seconds(work: Callable[[], Any], device: str) -> float:
 
 
 def in_turn(
-    contenders: dict[str, Contender], batches: Sequence[PairBatch], device: str, told: Callable[[], None]
+    contenders: dict[str, Contender], batches: Sequence[PairBatch], device: str, told: Callable[[], Any]
 ) -> dict[str, list[float]]:
     """Seconds of each contender's step on each batch: A B C, A B C, ...."""
     times: dict[str, list[float]] = {name: [] for name in contenders}

@@ -44,7 +44,7 @@ def optimum(folder: Path) -> dict[str, Any]:
     try:
         found = json.loads(path.read_text(encoding="utf-8"))
         for point in found["points"]:
-            float(point["kl"]), float(point["score"])
+            _ = float(point["kl"]), float(point["score"])
     except (ValueError, KeyError, TypeError) as error:
         form = '{"points": [{"beta": 0.1, "kl": 5.0, "score": 1.5}, ...], "note": "..."}'
         raise ConfigError(f"{path}: {type(error).__name__} {error}; its form is {form}") from None

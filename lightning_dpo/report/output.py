@@ -15,7 +15,7 @@ COLOURS = {INK: "var(--ink)", FAINT: "var(--faint)", GRID: "var(--grid)", "#ffff
 
 def svg(figure: Figure, name: str) -> str:
     """A figure as SVG with a white background; the same figure gives the same text."""
-    with mpl.rc_context(STYLE | {"svg.hashsalt": name}):
+    with mpl.rc_context(STYLE | {"svg.hashsalt": name}):  # type: ignore[arg-type]
         text = StringIO()
         figure.savefig(text, format="svg", metadata={"Date": None, "Creator": None})
     return text.getvalue()

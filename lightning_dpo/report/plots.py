@@ -18,7 +18,7 @@ MARKERS = "osD^vPX*"
 SIZES = {"wide": (10.4, 5.2), "narrow": (4.4, 4.6)}
 """Inches, for the two widths of a screen; the same texts."""
 
-STYLE = {
+STYLE: dict[Any, Any] = {
     "svg.fonttype": "none",
     "text.parse_math": False,  # names are not formulas
     "font.family": "sans-serif",
@@ -130,7 +130,7 @@ def against_beta(points: list[Point], start_length: float | None = None, width: 
             if level is not None:
                 ax.axhline(level, color=FAINT, lw=1, ls="--")
             ax.set(xscale="log", xlabel="beta", title=BETA_PANELS[name])
-            betas = sorted({p.beta for p in points})
+            betas = sorted({p.beta for p in points if p.beta is not None})
             ax.set_xticks(betas, [f"{b:g}" for b in betas])
             ax.minorticks_off()
             ax.margins(0.1, 0.15)

@@ -24,7 +24,7 @@ from lightning_dpo.losses.plain import from_plain, to_plain
 from lightning_dpo.metrics import ROWS_AT_ONCE, PairMeans, Rows, pair_metrics
 from lightning_dpo.models import from_plain_config, load_model, plain_config, without_dropout
 from lightning_dpo.needs import check_batches, check_reference
-from lightning_dpo.optim import schedule
+from lightning_dpo.optim import clip, schedule
 from lightning_dpo.reference import Reference
 from lightning_dpo.scoring import Scorer, Scores, Scoring
 from lightning_dpo.signatures import check_arguments
@@ -163,6 +163,9 @@ class DPOModule(L.LightningModule):
             self._steps.skip(self.trainer, optimizer)
         if len(self._rows) >= (1 if self.device.type == "cpu" else ROWS_AT_ONCE):
             self.write_rows()
+
+    def configure_gradient_clipping(self, optimizer, gradient_clip_val=None, gradient_clip_algorithm=None) -> None:
+        clip(self.trainer.precision_plugin, optimizer, gradient_clip_val, gradient_clip_algorithm)
 
     def write_rows(self) -> None:
         """Give the loggers the rows of the steps so far, and look at those steps: on a GPU the wait for both is one.

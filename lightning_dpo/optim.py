@@ -3,6 +3,8 @@
 from collections.abc import Iterable
 from typing import Annotated, Literal
 
+from lightning.pytorch.plugins.precision import MixedPrecision, Precision
+from lightning.pytorch.utilities.enums import GradClipAlgorithmType
 from torch import Tensor
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
@@ -53,3 +55,11 @@ def adamw_8bit(
             "optimizer=adamw_8bit needs bitsandbytes: pip install 'lightning-dpo[8bit]', or type optimizer=adamw"
         ) from None
     return AdamW8bit(params, lr=lr, betas=tuple(betas), eps=eps, weight_decay=weight_decay)
+
+
+def clip(plugin: Precision, optimizer: Optimizer, value: float | None, algorithm: str | None) -> None:
+    """Clip as Lightning does, with fused optimizers under bf16-mixed too: it refuses them there, though they undo the
+    scaling of gradients alone, and without a scaler there is none."""
+    unscaled = isinstance(plugin, MixedPrecision) and plugin.scaler is None
+    kind = Precision if unscaled else type(plugin)
+    kind.clip_gradients(plugin, optimizer, value or 0.0, GradClipAlgorithmType(algorithm or "norm"))

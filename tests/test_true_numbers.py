@@ -231,3 +231,17 @@ def test_pure_bfloat16_with_a_small_learning_rate_is_warned_about(command, short
     pure = ["model.dtype=bfloat16", "trainer.precision=bf16-true", "optimizer.lr=1e-6", "samples.n=0", "logger=csv"]
     code, said = command(*short, *pure, "trainer.max_steps=1")
     assert code == 0 and "rounds to nothing for" in said and "trainer.precision=bf16-mixed" in said, said
+
+
+def test_the_remedy_trains_float32_weights_with_the_fused_optimizer_and_clipping(tmp_path):
+    """bf16-mixed: the step is that of float32 within bf16's rounding, and clipped to the same norm."""
+    moved = {}
+    for precision in ("32-true", "bf16-mixed"):
+        run = module(optimizer=partial(torch.optim.SGD, lr=1.0, fused=True))
+        before = weights(run)
+        trainer(precision=precision, gradient_clip_val=0.5).fit(run, loader(random_pairs(4), 4))
+        moved[precision] = weights(run) - before
+        assert moved[precision].dtype == torch.float32 and moved[precision].norm().item() == pytest.approx(
+            0.5, rel=1e-3
+        )
+    assert torch.cosine_similarity(*moved.values(), dim=0) > 0.999

@@ -38,7 +38,7 @@ def executed(path, monkeypatch):
 
 PROMISED = {
     "quickstart": ["loss 0.6931, by hand 0.6931", "summary.json", "kl", "before", "after"],
-    "beta_sweep": ["2/2", "dpo", "3.000", "reward", "ess"],
+    "beta_sweep": ["2/2", "dpo", "3.0", "reward", "ess"],
 }
 
 

@@ -68,7 +68,7 @@ def test_a_job_has_a_folder_by_what_varies_its_own_log_and_a_line(sweep, folder)
         (line,) = [line for line in said.splitlines() if "done" in line and name in line]
         assert f"val/rewards/accuracies {value:.4g}   best" in line
     assert said.count(" s left") == 1 and "written to" not in said, "what jobs print is in their logs"
-    assert (folder / "summary.csv").exists() and f"report     {folder}/report.html" in said
+    assert (folder / "summary.csv").exists() and "report     outputs/sweeps/s/report.html" in said
 
 
 def test_the_reference_runs_once_for_the_whole_sweep(sweep, command, short, folder, tmp_path):

@@ -2,9 +2,9 @@
 
 import pytest
 import torch
+from hydra.utils import get_method
 
 from lightning_dpo import losses
-from lightning_dpo.config import locate
 from lightning_dpo.losses import PairLogps, ReferenceRequired, needs_of
 from lightning_dpo.losses.types import needs
 from lightning_dpo.signatures import ArgumentError, check_arguments
@@ -57,7 +57,7 @@ class TestContract:
         assert "arXiv" in text or name in ("cdpo", "sft", "mix")
 
     def test_it_is_well_documented(self, name):
-        doc = locate(f"lightning_dpo.losses.{target(name)}").__doc__
+        doc = get_method(f"lightning_dpo.losses.{target(name)}").__doc__
         doc = " ".join(doc.split())
         assert " L = " in doc
         assert "Args:" in doc and "References:" in doc

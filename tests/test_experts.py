@@ -1,12 +1,14 @@
 """A mixture of experts trains with its own load-balancing loss, the same in every layout and micro-batch."""
 
+import sys
+
 import pytest
 import torch
 from transformers import MixtralConfig, MixtralForCausalLM
 
 from lightning_dpo import CopyReference, DPOModule
 from lightning_dpo.errors import ConfigError
-from lightning_dpo.experts import coefficient
+from lightning_dpo.experts import balance, coefficient
 from lightning_dpo.models import load_model
 from lightning_dpo.scoring import Scorer
 from tests.conftest import SIZES, llama, random_pairs
@@ -57,3 +59,10 @@ def test_the_key_of_the_model_switches_the_loss_on_and_off(tmp_path):
     llama().save_pretrained(tmp_path / "dense")
     with pytest.raises(ConfigError, match="router_aux_loss_coef=0.1: LlamaForCausalLM has no experts"):
         load_model(str(tmp_path / "dense"), router_aux_loss_coef=0.1)
+
+
+def test_experts_without_a_loss_in_transformers_are_refused_with_the_way_out(monkeypatch):
+    model = mixtral(output_router_logits=True)
+    monkeypatch.delattr(sys.modules[type(model).__module__], "load_balancing_loss_func")
+    with pytest.raises(ConfigError, match="has no load-balancing loss in transformers.*router_aux_loss_coef=0"):
+        balance(model, [])

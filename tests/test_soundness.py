@@ -16,6 +16,8 @@ from transformers import (
     Qwen3NextConfig,
     RobertaConfig,
 )
+from transformers.integrations.sdpa_attention import sdpa_attention_forward
+from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from lightning_dpo import attention
 from lightning_dpo.errors import ConfigError
@@ -119,3 +121,25 @@ def test_a_failure_without_words_is_named(monkeypatch):
     model = llama()
     monkeypatch.setattr(model, "forward", fail)
     assert canary(model) == "AssertionError"
+
+
+def test_a_full_memory_is_no_property_of_the_model(monkeypatch):
+    def fail(*_, **__):
+        raise torch.OutOfMemoryError
+
+    model = llama()
+    monkeypatch.setattr(model, "forward", fail)
+    with pytest.raises(torch.OutOfMemoryError):
+        canary(model)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_a_leak_between_responses_is_seen_in_half_precision_too(monkeypatch, dtype):
+    """Attention that sees all of the row, as if the segments were ignored."""
+
+    def leaking(module, query, key, value, mask, dpo_segments, **kwargs):
+        dpo_segments.calls += 1
+        return sdpa_attention_forward(module, query, key, value, None, is_causal=True, **kwargs)
+
+    monkeypatch.setitem(ALL_ATTENTION_FUNCTIONS._global_mapping, attention.NAME, leaking)
+    assert "differ by" in str(canary(llama().to(dtype)))

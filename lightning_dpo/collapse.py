@@ -29,7 +29,7 @@ SCORER = (
 ROUNDING = (
     "optimizer.lr={lr:g} is small for weights in bfloat16: a step of that size rounds to nothing for {share:.0%} of "
     "them, so most of the training is lost. What helps: float32 weights under bf16 arithmetic, model.dtype=float32 "
-    "with trainer.precision=bf16-mixed"
+    "with trainer.precision=bf16-mixed; or optimizer=adamw_stochastic, whose rounding is right on average"
 )
 LOST = 0.1
 """Share of the weights that a step must leave unchanged before it is worth a warning."""
@@ -88,7 +88,8 @@ class RoundingWarning(L.Callback):
         group = trainer.optimizers[0].param_groups[0]
         lr = float(group.get("initial_lr", group["lr"]))  # the schedule has begun at less
         share = lost(group["params"], lr)
-        if share > LOST and trainer.is_global_zero:
+        drawn = getattr(trainer.optimizers[0], "bf16_stochastic_round", False)
+        if not drawn and share > LOST and trainer.is_global_zero:
             text = ROUNDING.format(lr=lr, share=share)
             log.warning(text)
             annotate(trainer.loggers, "warning/rounding", text)

@@ -50,6 +50,12 @@ class Steps:
         self.parts: list[Rows] = []
         self.steps: list[Step] = []
         self.broken: str | None = None
+        self.memory: dict[str, Tensor] = {}
+
+    def begin(self, loss: Any) -> None:
+        """Before each micro-batch: keep what a loss remembers as it was before the step."""
+        if not self.parts and isinstance(loss, torch.nn.Module):
+            self.memory = {name: value.clone() for name, value in loss.state_dict().items()}
 
     def add(self, batch: PairBatch, logps: PairLogps, loss: Tensor) -> None:
         """A micro-batch of the step that is under way; `loss` is [pair]."""
@@ -85,13 +91,15 @@ class Steps:
         if self.broken:
             raise NonFiniteError(self.broken)
 
-    def skip(self, trainer: L.Trainer, optimizer: Optimizer) -> None:
-        """Take the gradients of a step that is not finite, so that the optimizer changes neither weights nor moments.
-        It must know before it steps, so this waits for the device every time."""
+    def skip(self, trainer: L.Trainer, optimizer: Optimizer, loss: Any) -> None:
+        """Take the gradients of a step that is not finite, so that the optimizer changes neither weights nor moments,
+        and what the loss remembers of it. This must know before the optimizer steps, so it waits for the device."""
         if bad := self.look():
             log.warning("%s; step left out", _written(bad, trainer))
             for parameter in (p for group in optimizer.param_groups for p in group["params"]):
                 parameter.grad = None
+            if self.memory:
+                loss.load_state_dict(self.memory)
 
 
 def _written(bad: list[Step], trainer: L.Trainer) -> str:

@@ -159,6 +159,7 @@ def export(policy: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, folder: 
     """Write the policy in Hugging Face format: safetensors, configuration, tokenizer and a model card."""
     policy.save_pretrained(folder)
     if (backend := getattr(tokenizer, "backend_tokenizer", None)) is not None:
-        backend.no_padding()  # left on by whoever has padded last
+        backend.no_padding()  # as the last call has left them, which a run that goes on may not make
+        backend.no_truncation()
     tokenizer.save_pretrained(folder)
     (folder / "README.md").write_text(card, encoding="utf-8")

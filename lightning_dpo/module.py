@@ -105,6 +105,8 @@ class DPOModule(L.LightningModule):
     def training_step(self, batch: PairBatch, batch_idx: int) -> Tensor:
         if self.trainer.global_step == 0 and batch_idx == 0:
             check_first_batch(self.scorer, self.reference if self._untrained else None, batch, self.needs)
+        if self.nonfinite == "skip":
+            self._steps.begin(self.loss)
         # The sum: on_before_optimizer_step divides by the pairs of the whole step.
         return self._losses(batch, "train").sum()
 
@@ -151,7 +153,7 @@ class DPOModule(L.LightningModule):
         for gradient in gradients:
             gradient.mul_(undone / pairs.to(gradient.dtype))
         norm = torch.nn.utils.get_total_norm(gradients)
-        row = {**means, "grad_norm": norm, "lr": optimizer.param_groups[0]["lr"]}
+        row = {**means, "grad_norm": norm, "lr": float(optimizer.param_groups[0]["lr"])}
         row = {f"train/{name}": value for name, value in row.items()}
         self.log_dict(row, logger=False)  # for the progress bar and callbacks
         # This step counts already, so that `step` is the number of optimizer steps done.
@@ -160,7 +162,7 @@ class DPOModule(L.LightningModule):
         if step % self.trainer.log_every_n_steps == 0:  # type: ignore[attr-defined]
             self._rows.add(step, row, self.device)
         if self.nonfinite == "skip":
-            self._steps.skip(self.trainer, optimizer)
+            self._steps.skip(self.trainer, optimizer, self.loss)
         if len(self._rows) >= (1 if self.device.type == "cpu" else ROWS_AT_ONCE):
             self.write_rows()
 

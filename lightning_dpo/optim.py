@@ -57,6 +57,27 @@ def adamw_8bit(
     return AdamW8bit(params, lr=lr, betas=tuple(betas), eps=eps, weight_decay=weight_decay)
 
 
+def adamw_stochastic(
+    params: Iterable[Tensor],
+    lr: Annotated[float, "(0, inf)"] = 1e-6,
+    betas: list[float] | tuple[float, float] = (0.9, 0.999),
+    eps: Annotated[float, "(0, inf)"] = 1e-8,
+    weight_decay: Annotated[float, "[0, inf)"] = 0.0,
+) -> Optimizer:
+    """AdamW that rounds bfloat16 weights up or down at random, right on average, so that steps too small for their 8
+    bits are not lost; by torchao, which compiles it (a C++ compiler on a CPU). Moments are in the weights' dtype.
+
+    Errors: ConfigError where torchao is not installed.
+    """
+    try:
+        from torchao.optim import _AdamW  # type: ignore[import-not-found]
+    except ImportError:
+        raise ConfigError(
+            "optimizer=adamw_stochastic needs torchao: pip install 'lightning-dpo[stochastic]', or type optimizer=adamw"
+        ) from None
+    return _AdamW(params, lr, tuple(betas), eps, weight_decay, bf16_stochastic_round=True)  # type: ignore[arg-type]
+
+
 def clip(plugin: Precision, optimizer: Optimizer, value: float | None, algorithm: str | None) -> None:
     """Clip as Lightning does, with fused optimizers under bf16-mixed too: it refuses them there, though they undo the
     scaling of gradients alone, and without a scaler there is none."""

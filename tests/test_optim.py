@@ -8,7 +8,7 @@ import torch
 
 from lightning_dpo import CopyReference, DPOModule
 from lightning_dpo.errors import ConfigError
-from lightning_dpo.optim import adamw_8bit
+from lightning_dpo.optim import adamw_8bit, adamw_stochastic
 from tests.conftest import llama, random_pairs
 from tests.test_module import DPO, loader, trainer
 
@@ -31,7 +31,27 @@ def test_adamw_8bit_keeps_bytes_and_steps_like_adamw():
     assert ours.norm() / own.norm() == pytest.approx(1, abs=0.1)
 
 
-def test_without_bitsandbytes_it_says_what_to_install(monkeypatch):
-    monkeypatch.setitem(sys.modules, "bitsandbytes.optim", None)
-    with pytest.raises(ConfigError, match=r"pip install 'lightning-dpo\[8bit\]', or type optimizer=adamw"):
-        adamw_8bit([torch.nn.Parameter(torch.zeros(1))])
+def test_adamw_stochastic_moves_bfloat16_weights_by_steps_that_rounding_would_lose():
+    pytest.importorskip("torchao", reason="pip install 'lightning-dpo[stochastic]'")
+
+    def trained(make) -> torch.Tensor:
+        torch.manual_seed(0)
+        weight = torch.nn.Parameter(torch.ones(1000, dtype=torch.bfloat16))
+        optimizer = make([weight], lr=1e-4, weight_decay=0.0)
+        for _ in range(100):
+            weight.grad = torch.ones_like(weight)
+            optimizer.step()
+            return weight.detach().float()
+
+    assert torch.equal(trained(torch.optim.AdamW), torch.ones(1000))
+    assert trained(adamw_stochastic).mean() == pytest.approx(0.99, abs=1e-3)
+
+
+@pytest.mark.parametrize(
+    ("make", "package", "extra"),
+    [(adamw_8bit, "bitsandbytes.optim", "8bit"), (adamw_stochastic, "torchao.optim", "stochastic")],
+)
+def test_without_its_package_it_says_what_to_install(monkeypatch, make, package, extra):
+    monkeypatch.setitem(sys.modules, package, None)
+    with pytest.raises(ConfigError, match=rf"pip install 'lightning-dpo\[{extra}\]', or type optimizer=adamw"):
+        make([torch.nn.Parameter(torch.zeros(1))])

@@ -135,6 +135,22 @@ def test_skipping_leaves_the_weights_and_the_moments_as_they_were(tmp_path, capl
     assert sum("step left out" in record.getMessage() for record in caplog.records) == 2
 
 
+def test_skipping_leaves_what_a_loss_remembers_as_it_was(tmp_path):
+    """One gradient of three is no number, though the loss is: bco_pair's shift is that of the other two steps."""
+    pairs, seen = random_pairs(2), []
+
+    def after(steps: int, broken: int | None, **options):
+        run = perturbed(DPOModule(llama(), losses.BCOPair(beta=0.1), CopyReference(), ADAM, **options))
+        if broken is not None:
+            run.policy.lm_head.weight.register_hook(lambda g: g * (float("nan") if run.global_step == broken else 1))
+        trainer(default_root_dir=tmp_path, max_epochs=steps).fit(run, loader(pairs, 2))
+        seen.append(weights(run))
+        return run.loss.delta
+
+    skipped, plain = after(3, 2, nonfinite="skip"), after(2, None)
+    assert torch.equal(*seen) and skipped.mean == plain.mean != 0 and skipped.count == plain.count == 2
+
+
 def test_weights_that_are_no_numbers_are_never_saved(tmp_path):
     run = module()
     fit = trainer()

@@ -156,7 +156,7 @@ class TokenStore:
 def content_key(source: Source, work: Work) -> dict[str, Any]:
     """What changes the tokens, and nothing else: content, tokenizer, template, format and budgets."""
     tokenizer = work.encoder.tokenizer
-    spelled = [tokenizer.backend_tokenizer.to_str(), str(tokenizer.chat_template), str(tokenizer.special_tokens_map)]
+    spelled = [work.encoder.backend().to_str(), str(tokenizer.chat_template), str(tokenizer.special_tokens_map)]
     return {
         "format": FORMAT,
         "source": source.content(),

@@ -100,17 +100,17 @@ class PairTokenizer:
 
     def ids(self, texts: list[str]) -> list[list[int]]:
         """Token ids with exactly one BOS where the tokenizer wants one."""
-        encoded = self._backend().encode_batch_fast(texts, add_special_tokens=False)
+        encoded = self.backend().encode_batch_fast(texts, add_special_tokens=False)
         return [self._with_bos(e.ids) for e in encoded]
 
     def ids_and_offsets(self, text: str) -> tuple[list[int], list[Span]]:
         """The same ids, with the character span of each; a BOS that the text does not hold has an empty one."""
-        encoded = self._backend().encode(text, add_special_tokens=False)
+        encoded = self.backend().encode(text, add_special_tokens=False)
         ids = self._with_bos(encoded.ids)
         return ids, [(0, 0)] * (len(ids) - len(encoded.ids)) + encoded.offsets
 
-    def _backend(self) -> Tokenizer:
-        """Without the padding and the cut that an earlier call of the tokenizer has left behind."""
+    def backend(self) -> Tokenizer:
+        """The fast tokenizer, without the padding and the cut that an earlier call has left behind."""
         backend: Tokenizer = self.tokenizer.backend_tokenizer
         backend.no_padding()
         backend.no_truncation()

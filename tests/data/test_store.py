@@ -62,6 +62,21 @@ def test_another_text_or_tokenizer_makes_another_entry(entries, few_reviews, tmp
     assert len(list((tmp_path / "tokens").glob("*/manifest.json"))) == 3
 
 
+def test_the_entry_of_a_source_is_the_same_whichever_others_have_one(reviews, few_reviews, tmp_path):
+    """Encoding one source leaves its marks in the tokenizer; a run killed between two sources found other names."""
+    second = tmp_path / "second.jsonl"
+    second.write_text("".join(few_reviews.read_text().splitlines(keepends=True)[:5]))
+
+    def names(*sources):
+        run = PreferenceDataModule(reviews / "model", [str(s) for s in sources], cache_dir=tmp_path / "cache")
+        run.setup()
+        return run.content()
+
+    both = names(few_reviews, second)
+    assert names(few_reviews, second) == both == [*names(few_reviews), *names(second)]
+    assert len([path for path in (tmp_path / "cache").iterdir() if path.is_dir()]) == 2
+
+
 @pytest.mark.parametrize("damage", ["cut", "remove", "manifest"])
 def test_a_damaged_entry_is_written_again(entries, few_reviews, tmp_path, damage, caplog):
     entries(few_reviews)

@@ -41,7 +41,7 @@ def test_adamw_stochastic_moves_bfloat16_weights_by_steps_that_rounding_would_lo
         for _ in range(100):
             weight.grad = torch.ones_like(weight)
             optimizer.step()
-            return weight.detach().float()
+        return weight.detach().float()
 
     assert torch.equal(trained(torch.optim.AdamW), torch.ones(1000))
     assert trained(adamw_stochastic).mean() == pytest.approx(0.99, abs=1e-3)

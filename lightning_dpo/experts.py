@@ -36,8 +36,8 @@ def balance(model: PreTrainedModel, routed: Sequence[tuple[Sequence[Tensor] | No
     count = next((n for key in COUNTS if (n := getattr(config, key, None))), None)
     if loss is None or count is None:
         raise ConfigError(
-            f"{type(base_model(model)).__name__} has no load-balancing loss in transformers, and its configuration asks "
-            "for one (output_router_logits); type model.router_aux_loss_coef=0 to train without"
+            f"{type(base_model(model)).__name__} has no load-balancing loss in transformers, and its configuration "
+            "asks for one (output_router_logits); type model.router_aux_loss_coef=0 to train without"
         )
     return loss(tuple(layers), count, config.num_experts_per_tok)
 

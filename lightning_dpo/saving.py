@@ -25,7 +25,8 @@ ENDING = 1.0
 
 
 class Saving(L.Callback):
-    """Saves `checkpoints/last.ckpt` between two optimizer steps; where a validation follows the step, after that.
+    """Saves `checkpoints/last.ckpt` between two optimizer steps; where a validation follows the step, after that; at the
+    end of an epoch when the next one begins, or training ends, after all that callbacks do then.
 
     The last of a trainer's callbacks: it saves the state of the others.
 
@@ -55,6 +56,9 @@ class Saving(L.Callback):
         """What saving took the last time."""
         self.saved = 0
         self._rng: dict[str, Any] | None = None
+        self._epochs: int | None = None
+        """Between two epochs: how many are complete."""
+        self._ended_early = False
         self._boundary, self._longest = time.monotonic(), 0.0
 
     def on_fit_start(self, trainer: L.Trainer, pl_module: Any) -> None:
@@ -72,22 +76,33 @@ class Saving(L.Callback):
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         if self._rng is not None:
             set_rng_state(self._rng)
+        if self._epochs is not None:
+            _begin_epoch(trainer, self._epochs)
+        trainer.should_stop = trainer.should_stop or self._ended_early
         self.saved, self._boundary = trainer.global_step, time.monotonic()
         self.stop.wait_for_step(True)
 
-    def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        self.stop.wait_for_step(False)
+    def on_train_epoch_start(self, trainer: L.Trainer, pl_module: Any) -> None:
+        self._epochs = trainer.current_epoch
+        self._between_steps(trainer, pl_module)
+
+    def on_train_batch_start(self, trainer: L.Trainer, *args: Any) -> None:
+        self._epochs = None
 
     def on_train_batch_end(self, trainer: L.Trainer, pl_module: Any, *args: Any) -> None:
         loop = trainer.fit_loop.epoch_loop
-        if trainer.is_last_batch and trainer.num_training_batches == float("inf"):
-            return  # Lightning would count on in the epoch of a stream that is over
-        if not loop._should_check_val_fx(trainer.fit_loop._data_fetcher):  # type: ignore[arg-type]
+        if not trainer.is_last_batch and not loop._should_check_val_fx(trainer.fit_loop._data_fetcher):  # type: ignore[arg-type]
             self._between_steps(trainer, pl_module)
 
     def on_validation_end(self, trainer: L.Trainer, pl_module: Any) -> None:
-        if trainer.state.fn == TrainerFn.FITTING:
+        if trainer.state.fn == TrainerFn.FITTING and not trainer.is_last_batch:
             self._between_steps(trainer, pl_module)
+
+    def on_train_end(self, trainer: L.Trainer, pl_module: Any) -> None:
+        self._epochs = trainer.current_epoch if trainer.is_last_batch else None
+        self._ended_early = trainer.should_stop
+        self._between_steps(trainer, pl_module)
+        self.stop.wait_for_step(False)
 
     def on_exception(self, trainer: L.Trainer, pl_module: Any, exception: BaseException) -> None:
         pl_module.write_rows()
@@ -122,15 +137,28 @@ class Saving(L.Callback):
         self._boundary = time.monotonic()
 
     def state_dict(self) -> dict[str, Any]:
-        return {"rng": rng_state(), "metrics": self.metrics.state_dict()}
+        between = {"epochs": self._epochs, "ended_early": self._ended_early}
+        return {"rng": rng_state(), "metrics": self.metrics.state_dict(), **between}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         # Building loaders and models draws numbers, so the generators are set when training starts.
         self._rng = state_dict["rng"]
+        self._epochs, self._ended_early = state_dict["epochs"], state_dict["ended_early"]
         self.metrics.load_state_dict(state_dict["metrics"])
 
     def on_save_checkpoint(self, trainer: L.Trainer, pl_module: L.LightningModule, checkpoint: dict[str, Any]) -> None:
         checkpoint["run"] = dict(self.about)
+
+
+def _begin_epoch(trainer: L.Trainer, epochs: int) -> None:
+    """Let a run that goes on begin an epoch as a run that never stopped does. Lightning's own restart there leaves out
+    batches or validations, or trains an epoch more, depending on which validation came last."""
+    loop = trainer.fit_loop
+    for progress in (loop.epoch_progress.total, loop.epoch_progress.current):
+        progress.ready = progress.started = progress.processed = progress.completed = epochs
+    loop._restarting = loop.epoch_loop.restarting = False  # the loop's own setter says True where max_steps is given
+    for part in (loop, loop.epoch_loop, loop.epoch_loop.val_loop):
+        part.reset_restart_stage()
 
 
 def rng_state() -> dict[str, Any]:

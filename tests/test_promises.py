@@ -60,11 +60,15 @@ class Runs:
         self.options = [*SMALL, f"data.train={parent}/A.jsonl", f"data.val={parent}/V.jsonl"]
         self.options += [f"reference.cache_dir={parent}/cache", f"data.cache_dir={parent}/cache"]
 
-    def __call__(self, name: str, *options: str, limit: int | None = None) -> tuple[Path, int]:
-        """`limit`: bytes of the largest file that it can write."""
+    def __call__(self, name: str, *options: str, limit: int | None = None, dies: bool = False) -> tuple[Path, int]:
+        """`limit`: bytes of the largest file that it can write; `dies`: as soon as it has written a checkpoint."""
         given = self.options if "reference=copy" not in options else [o for o in self.options if "reference." not in o]
         typed = [o.replace("path: ", f"path: {self.parent}/").replace(", weight", ".jsonl, weight") for o in options]
         if (process := os.fork()) == 0:
+            if dies:
+                save = WholeFiles.save_checkpoint
+                kill = partial(os.kill, os.getpid(), signal.SIGKILL)
+                WholeFiles.save_checkpoint = lambda *args, **options: (save(*args, **options), kill())[0]
             self._run_and_exit([*given, *typed, f"output_dir={self.parent}/{name}"], name, limit)
         return self.parent / name, process
 
@@ -148,6 +152,20 @@ def test_a_run_killed_twice_ends_as_if_it_had_never_stopped(start, name):
     moments = [lambda folder, part=part: rows(folder) >= part * total for part in (0.4, 0.7)]
     folder = kill_and_go_on(start, "killed", CONFIGURATIONS[name], moments)
     assert said(folder).count("resuming") == 2, said(folder)
+    assert result(folder) == result(whole)
+
+
+@pytest.mark.parametrize("name", [n if n in FAST else pytest.param(n, marks=pytest.mark.slow) for n in CONFIGURATIONS])
+def test_a_run_killed_after_each_checkpoint_ends_as_if_it_had_never_stopped(start, name):
+    """In mid-epoch, where one epoch ends and the next begins, after the last step, and while the model is exported."""
+    whole = kill_and_go_on(start, "whole", CONFIGURATIONS[name], [])
+    steps = checkpoint.read(whole / "checkpoints" / "last.ckpt")["global_step"]
+    for _ in range(steps + 2):  # the last ones find nothing to train
+        folder, process = start("killed", *CONFIGURATIONS[name], dies=True)
+        assert ended(process) == -signal.SIGKILL, said(folder)
+    folder, process = start("killed", *CONFIGURATIONS[name])
+    assert ended(process) == 0, said(folder)
+    assert said(folder).count("resuming") == steps + 2, said(folder)
     assert result(folder) == result(whole)
 
 

@@ -206,7 +206,7 @@ class PreferenceDataModule(L.LightningDataModule):
 
     def state_dict(self) -> dict[str, Any]:
         """The position in the order of the data: epoch, batches taken in it, and rows of a stream."""
-        if self.trainer is not None and self.trainer.is_last_batch:
+        if self._batches and self.trainer is not None and self.trainer.is_last_batch:
             return {"epoch": self._epoch + 1, "batches": 0, "rows_used": 0}
         return {"epoch": self._epoch, "batches": self._batches, "rows_used": self._rows_used}
 

@@ -25,8 +25,8 @@ ENDING = 1.0
 
 
 class Saving(L.Callback):
-    """Saves `checkpoints/last.ckpt` between two optimizer steps; where a validation follows the step, after that; at the
-    end of an epoch when the next one begins, or training ends, after all that callbacks do then.
+    """Saves `checkpoints/last.ckpt` between two optimizer steps; where a validation follows the step, after that;
+    at the end of an epoch when the next one begins, or training ends, after all that callbacks do then.
 
     The last of a trainer's callbacks: it saves the state of the others.
 

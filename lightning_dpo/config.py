@@ -22,6 +22,7 @@ from lightning_dpo.errors import ConfigError
 from lightning_dpo.signatures import ArgumentError, check_arguments
 
 SPECIAL = ("_target_", "_partial_", "_recursive_", "_convert_", "_args_")
+NO_NAME = "Config group override must be a string or a list"
 
 
 def config_folder() -> str:
@@ -196,7 +197,10 @@ def explain(error: BaseException, overrides: list[str]) -> str:
     if isinstance(error, OverrideParseException):
         return f"{error.override}: {text}"
     for override in overrides:
-        key = override.partition("=")[0].lstrip("+~")
+        key, _, value = override.partition("=")
+        key = key.lstrip("+~")
+        if text.startswith(NO_NAME) and value == "null" and (group := Path(config_folder(), key)).is_dir():
+            return f"{override}: a group takes a name; allowed: {', '.join(sorted(p.stem for p in group.glob('*.yaml')))}"
         if f"'{key}'" in text and "Could not override" in text:
             near = difflib.get_close_matches(key, [k for k in known_keys() if k.count(".") == key.count(".")])
             hint = f"did you mean {' or '.join(near)}?" if near else _allowed_beside(key)
@@ -232,4 +236,5 @@ def _allowed_beside(key: str) -> str:
 
 
 def is_user_error(error: BaseException) -> bool:
-    return isinstance(error, ConfigError | HydraException | OmegaConfBaseException)
+    no_name = isinstance(error, ValueError) and str(error).startswith(NO_NAME)  # Hydra's answer to loss=null
+    return no_name or isinstance(error, ConfigError | HydraException | OmegaConfBaseException)

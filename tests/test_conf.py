@@ -148,6 +148,7 @@ def test_the_file_of_a_wrong_value_is_named():
         ("optimizer.lrr=1", "optimizer.lrr=1: no such key; did you mean optimizer.lr"),
         ("data.qqqq=1", "data.qqqq=1: no such key; allowed: data.train, data.val, data.batch_size"),
         ("loss=ip0", "hinge ipo kto_pair"),
+        ("logger=null", "logger=null: a group takes a name; allowed: csv, tensorboard, wandb"),
         ("seed=[1", "seed=[1"),
     ],
 )

@@ -4,6 +4,8 @@ from collections.abc import Iterable, Sequence
 from typing import Any
 
 import matplotlib as mpl
+import numpy as np
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from lightning_dpo.report.labels import place
@@ -64,7 +66,8 @@ def frontier(
     points: list[Point], score: str, start: float | None = None, optimum: list[dict] | None = None, width: str = "wide"
 ) -> Figure:
     """Mean score against KL, in nats per completion: a line per loss through its betas, bars of one standard deviation
-    over seeds.
+    over seeds. KL is drawn by its square root, in which gains grow linearly at first (Gao et al. 2022, arXiv
+    2210.10760) and runs that have left the reference far behind do not push the others together.
 
     Args:
         points: those with a KL and a score.
@@ -82,11 +85,11 @@ def frontier(
             ax.plot([p["kl"] for p in best], [p["score"] for p in best], "--", color=INK, lw=1.4, zorder=2)
             texts.append({"at": (best[-1]["kl"], best[-1]["score"]), "text": "theoretical optimum", "color": INK})
         if start is not None:
-            ax.plot(0, start, "o", mfc="#ffffff", mec=INK, ms=8, zorder=4)
+            ax.plot(0, start, "o", mfc="#ffffff", mec=INK, ms=8, zorder=4, clip_on=False)
             texts.append({"at": (0, start), "text": "before training", "color": INK})
         for line in lines:
             colour, marker = look(lines, line)
-            own = sorted((p for p in points if p.line == line), key=lambda p: p.mean["KL"])
+            own = sorted((p for p in points if p.line == line), key=lambda p: (-(p.beta or 0), p.mean["KL"]))
             kl, reward = ([p.mean[name] for p in own] for name in ("KL", score))
             bars: dict[str, Any] = {"xerr": [p.sd["KL"] for p in own], "yerr": [p.sd[score] for p in own]}
             ax.errorbar(
@@ -100,9 +103,25 @@ def frontier(
                 at = (point.mean["KL"], point.mean[score])
                 texts.append({"at": at, "text": (name + beta).strip(), "color": colour, "weight": weight})
         ax.margins(0.09, 0.12)
+        _by_square_root(ax)
         _settle(figure)
         place(ax, texts)
         return figure
+
+
+TICKS = (0, 0.1, 0.5, *(m * 10**e for e in range(5) for m in (1, 2, 5)))
+"""Of KL, as many of them as there is room for."""
+
+
+def _by_square_root(ax: Axes) -> None:
+    right = ax.get_xlim()[1]
+    ax.set_xscale("function", functions=(lambda kl: np.sqrt(np.clip(kl, 0, None)), np.square))
+    ax.set_xlim(0, right)
+    ticks = [0.0]
+    for tick in TICKS:
+        if tick <= right and tick**0.5 - ticks[-1] ** 0.5 >= 0.07 * right**0.5:
+            ticks.append(tick)
+    ax.set_xticks(ticks, [f"{tick:g}" for tick in ticks])
 
 
 BETA_PANELS = {

@@ -16,13 +16,23 @@ def show(folder: Path) -> None:
     runs = [run for run in read(folder) if run.done]
     if not runs:
         return
-    # What differs is in the names already.
-    rows = [{k: v for k, v in row.items() if k not in (*LEFT_OUT, *differing(runs))} for row in table(runs)]
+    rows, keys = table(runs), differing(runs)
+    named = len(runs) > 1 and len({tuple(row[key] for key in keys) for row in rows}) == len(runs) and len(keys) < 5
+    # Where what differs tells them apart, names would say it twice.
+    texts = [{k: v if k in keys else _number(v) for k, v in row.items() if k not in LEFT_OUT} for row in rows]
+    if not named:
+        texts = [{k: v for k, v in row.items() if k not in keys} for row in texts]
+        texts = [{"run": name, **row} for name, row in zip(_short([r.name for r in runs]), texts, strict=True)]
     title = "held out, at the end of each run; margin, chosen, rejected: nats since its start"
-    printed = Table(Column("run", overflow="fold"), *rows[0], title=title, box=SIMPLE_HEAD, padding=(0, 1, 0, 0))
-    for row, name in zip(rows, _short([run.name for run in runs]), strict=True):
-        printed.add_row(name, *("" if v is None else f"{v:.3g}" for v in row.values()))
+    columns = [Column(name, overflow="fold") for name in texts[0]]
+    printed = Table(*columns, title=title, box=SIMPLE_HEAD, padding=(0, 1, 0, 0))
+    for row in texts:
+        printed.add_row(*("" if v is None else str(v) for v in row.values()))
     Console(highlight=False, markup=False).print(printed)
+
+
+def _number(value: float | None) -> str:
+    return "" if value is None else f"{round(value, 3):.3g}"
 
 
 def _short(names: list[str]) -> list[str]:

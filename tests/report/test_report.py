@@ -218,7 +218,7 @@ def test_the_command_prints_the_table_and_where_the_page_is(tmp_path):
     command = [sys.executable, "-m", "lightning_dpo", "report", "s"]
     done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
-    assert "beta0.5-lossipo-seed1" in done.stdout and "report     s/report.html" in done.stdout
+    assert re.search(r"^ ipo +0\.5 +1 ", done.stdout, re.M) and "report     s/report.html" in done.stdout
     done = subprocess.run([*command[:-1], "empty"], cwd=tmp_path, capture_output=True, text=True)
     assert done.returncode == 2 and done.stderr.startswith("error: empty: no run")
 

@@ -200,7 +200,9 @@ def explain(error: BaseException, overrides: list[str]) -> str:
         key, _, value = override.partition("=")
         key = key.lstrip("+~")
         if text.startswith(NO_NAME) and value == "null" and (group := Path(config_folder(), key)).is_dir():
-            return f"{override}: a group takes a name; allowed: {', '.join(sorted(p.stem for p in group.glob('*.yaml')))}"
+            return (
+                f"{override}: a group takes a name; allowed: {', '.join(sorted(p.stem for p in group.glob('*.yaml')))}"
+            )
         if f"'{key}'" in text and "Could not override" in text:
             near = difflib.get_close_matches(key, [k for k in known_keys() if k.count(".") == key.count(".")])
             hint = f"did you mean {' or '.join(near)}?" if near else _allowed_beside(key)

@@ -1,5 +1,6 @@
 """Learning-rate schedules, and optimizers that need more than torch."""
 
+import math
 from collections.abc import Iterable
 from typing import Annotated, Any, Literal
 
@@ -7,10 +8,17 @@ from lightning.pytorch.plugins.precision import MixedPrecision, Precision
 from lightning.pytorch.utilities.enums import GradClipAlgorithmType
 from torch import Tensor
 from torch.optim import Optimizer
-from torch.optim.lr_scheduler import LRScheduler
-from transformers import get_scheduler
+from torch.optim.lr_scheduler import LambdaLR, LRScheduler
 
 from lightning_dpo.errors import ConfigError
+
+SCHEDULES = {
+    "constant": lambda share: 1.0,
+    "linear": lambda share: max(0.0, 1 - share),
+    "cosine": lambda share: max(0.0, 0.5 * (1 + math.cos(math.pi * share))),
+}
+"""Of the steps after the warm-up that are done: what is left of the learning rate. As in transformers, whose module of
+schedules would import peft and bitsandbytes."""
 
 
 def schedule(
@@ -32,8 +40,10 @@ def schedule(
             f"scheduler.warmup_steps={warmup_steps} leaves nothing of {total_steps} optimizer steps; "
             "give fewer steps, or a share below 1"
         )
-    kind = "constant_with_warmup" if name == "constant" else name
-    return get_scheduler(kind, optimizer, num_warmup_steps=warmup, num_training_steps=total_steps)
+    after = SCHEDULES[name]
+    return LambdaLR(
+        optimizer, lambda step: step / warmup if step < warmup else after((step - warmup) / (total_steps - warmup))
+    )
 
 
 def adamw_8bit(

@@ -5,10 +5,11 @@ from functools import partial
 
 import pytest
 import torch
+from transformers import get_scheduler
 
 from lightning_dpo import CopyReference, DPOModule
 from lightning_dpo.errors import ConfigError
-from lightning_dpo.optim import adamw_8bit, adamw_stochastic
+from lightning_dpo.optim import adamw_8bit, adamw_stochastic, schedule
 from tests.conftest import llama, random_pairs
 from tests.test_module import DPO, loader, trainer
 
@@ -55,3 +56,20 @@ def test_without_its_package_it_says_what_to_install(monkeypatch, make, package,
     monkeypatch.setitem(sys.modules, package, None)
     with pytest.raises(ConfigError, match=rf"pip install 'lightning-dpo\[{extra}\]', or type optimizer=adamw"):
         make([torch.nn.Parameter(torch.zeros(1))])
+
+
+@pytest.mark.parametrize("name", ["constant", "linear", "cosine"])
+@pytest.mark.parametrize("warmup", [0, 7])
+def test_a_schedule_is_that_of_transformers(name, warmup):
+    def rates(make) -> list[float]:
+        optimizer = torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], lr=3e-4)
+        scheduler, seen = make(optimizer), []
+        for _ in range(55):
+            seen.append(optimizer.param_groups[0]["lr"])
+            optimizer.step()
+            scheduler.step()
+        return seen
+
+    kind = "constant_with_warmup" if name == "constant" else name
+    theirs = rates(lambda o: get_scheduler(kind, o, num_warmup_steps=warmup, num_training_steps=50))
+    assert rates(lambda o: schedule(o, 50, name, warmup)) == pytest.approx(theirs, abs=1e-12)

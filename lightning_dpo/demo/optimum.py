@@ -99,9 +99,10 @@ def curve(betas: Sequence[float] = BETAS, samples: int = SAMPLES, seed: int = 0)
     left_out = [f"{point.beta:g}" for point in points if point.ess < MIN_ESS]
     note = (
         f"π_ref exp(r/β)/Z from {samples} samples of the reference for each of {len(scores)} prompts; "
-        f"ess: effective samples of the prompt with the fewest, {MIN_ESS:g} or more; "
-        f"left out for fewer: beta {', '.join(left_out) or 'none'}"
+        f"ess: effective samples of the prompt with the fewest, {MIN_ESS:g} or more"
     )
+    if left_out:
+        note += f"; left out for fewer: beta {', '.join(left_out)}"
     return {"points": kept, "note": note, "settings": _settings(betas, samples, seed)}
 
 

@@ -97,7 +97,7 @@ def sentences(drawn: list[Point], score: str) -> list[str]:
 
 def caption(folder: Path, runs: list[Run], found: list[Point], score: str) -> Iterable[str]:
     drawn = on_frontier(found, score)
-    yield "Further up is better, further left is nearer to the reference. Numbers at the points: beta."
+    yield "Further up is better, further left is nearer to the reference (KL by its square root). At the points: beta."
     seeds = {len(p.runs) for p in drawn}
     if seeds == {1}:
         yield "One seed each, so there are no error bars."

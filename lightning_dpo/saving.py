@@ -11,6 +11,7 @@ import lightning as L
 import numpy as np
 import torch
 from lightning.pytorch.callbacks import Timer
+from lightning.pytorch.loops.progress import _ProcessedTracker
 from lightning.pytorch.trainer.states import TrainerFn
 
 from lightning_dpo.checkpoint import LAST
@@ -154,8 +155,7 @@ def _begin_epoch(trainer: L.Trainer, epochs: int) -> None:
     """Let a run that goes on begin an epoch as a run that never stopped does. Lightning's own restart there leaves out
     batches or validations, or trains an epoch more, depending on which validation came last."""
     loop = trainer.fit_loop
-    for progress in (loop.epoch_progress.total, loop.epoch_progress.current):
-        progress.ready = progress.started = progress.processed = progress.completed = epochs
+    loop.epoch_progress.total, loop.epoch_progress.current = (_ProcessedTracker(*[epochs] * 4) for _ in range(2))
     loop._restarting = loop.epoch_loop.restarting = False  # the loop's own setter says True where max_steps is given
     for part in (loop, loop.epoch_loop, loop.epoch_loop.val_loop):
         part.reset_restart_stage()

@@ -61,6 +61,7 @@ def quiet() -> None:
         ".*LeafSpec.*",  # torch 2.13 about Lightning
         ".*in eval mode at the start of training.*",  # on purpose: dropout is off
         ".*does not have many workers.*",  # batches are slices of ids in memory
+        ".*your dataloader is not resumable.*",  # the data module knows its position
         ".*litlogger.*",
     ):
         warnings.filterwarnings("ignore", message=message)

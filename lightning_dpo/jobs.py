@@ -188,6 +188,7 @@ def printed_to(path: Path) -> Iterator[None]:
             for number, original in saved.items():
                 os.dup2(original, number)
                 os.close(original)
+            redact.clean(path)
 
 
 @contextmanager

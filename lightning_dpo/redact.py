@@ -5,12 +5,14 @@ A secret is the value of an environment variable whose name says so (HF_TOKEN, W
 
 import json
 import logging
+import multiprocessing
 import os
 import re
 import sys
 import urllib.parse
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any, TextIO
 
 NAME = re.compile(r"(^|_)(API_?KEY|KEY|TOKEN|SECRET|PASSWORD|PASSWD|PASSPHRASE|CREDENTIALS?)$", re.IGNORECASE)
@@ -98,3 +100,19 @@ def protected_output() -> Iterator[None]:
         yield
     finally:
         sys.stdout, sys.stderr = out, err
+
+
+def protect_worker() -> None:
+    """Standard output and error of a worker process that was started afresh; a fork has its parent's streams."""
+    # By name: while a worker imports what it will run, it has no parent_process() yet.
+    if multiprocessing.current_process().name != "MainProcess" and not isinstance(sys.stdout, Stream):
+        sys.stdout, sys.stderr = Stream(sys.stdout), Stream(sys.stderr)  # type: ignore[assignment]
+
+
+def clean(path: Path) -> None:
+    """A text file to which programs have written that know nothing of this module."""
+    text = path.read_text(encoding="utf-8", errors="surrogateescape")
+    if (cleaned := redact(text)) != text:
+        temporary = path.with_name(path.name + ".tmp")
+        temporary.write_text(cleaned, encoding="utf-8", errors="surrogateescape")
+        os.replace(temporary, path)

@@ -26,6 +26,7 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 guard.install()  # on import: the workers of a launcher start with this module
+redact.protect_worker()
 
 
 def main() -> None:

@@ -2,14 +2,16 @@
 
 import json
 import logging
+import multiprocessing
 import os
+import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 import torch
 
-from lightning_dpo import allow, config, redact
+from lightning_dpo import allow, config, jobs, redact
 from lightning_dpo.errors import ConfigError
 from tests.test_conf import check, composed
 
@@ -17,6 +19,7 @@ SMUGGLED = """
 import pathlib
 pathlib.Path(__file__).with_name("ran").touch()
 import os
+import subprocess
 from os import system
 def loss(logps, *, beta): ...
 class Optimizer: ...
@@ -309,6 +312,27 @@ def test_a_stream_stays_clean_when_its_write_is_replaced_and_put_back(secrets, c
     stream.write = old
     stream.write("!")
     assert seen == ["a [HF_TOKEN] b"] and capfd.readouterr().out == "a [HF_TOKEN] b!"
+
+
+def test_what_a_jobs_child_processes_print_is_cleaned(secrets, tmp_path):
+    with jobs.printed_to(tmp_path / "output.log"):
+        subprocess.run(["printenv", "HF_TOKEN"], check=True)
+        os.write(1, b"\xff\n")
+    assert (tmp_path / "output.log").read_bytes() == b"[HF_TOKEN]\n\xff\n"
+
+
+def test_a_worker_that_was_started_afresh_prints_no_secret(secrets, capfd):
+    worker = multiprocessing.get_context("spawn").Process(target=worker_prints)
+    worker.start()
+    worker.join()
+    assert worker.exitcode == 0 and capfd.readouterr() == ("[HF_TOKEN]\n", "[WANDB_API_KEY]\n")
+
+
+def worker_prints():
+    import lightning_dpo.train  # noqa: F401  the first thing that a launcher's worker does
+
+    print(SECRETS["HF_TOKEN"])
+    print(SECRETS["WANDB_API_KEY"], file=sys.stderr)
 
 
 # Names are data

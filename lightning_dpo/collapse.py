@@ -59,7 +59,8 @@ class CollapseWarning(L.Callback):
         if accuracy is None or not scores:
             return
         if self.accuracy is None:
-            self.accuracy, self.scores = accuracy, scores
+            # A tie counts as wrong, and where policy = reference all are ties: what rises from there rises from a coin's.
+            self.accuracy, self.scores = accuracy or 0.5, scores
             return
         for name in [n for n in scores if accuracy > self.accuracy and fell(self.scores[n], scores[n])]:
             told = {"name": name, "then": fmean(self.scores[name]), "now": fmean(scores[name])}

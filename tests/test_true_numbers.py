@@ -193,6 +193,8 @@ HIGH, LOW = [5.0, 6.0, 7.0, 6.0] * 8, [4.0, 5.0, 6.0, 5.0] * 8
             ["accuracy rose from 0.500 to 0.900", "reward fell from 6 to 5"],
         ),
         ([(1, 0.5, HIGH), (2, 0.4, LOW)], []),  # worse by both: no disagreement
+        ([(0, 0.0, HIGH), (2, 0.4, LOW)], []),  # at the start all were ties: 0.4 is worse than a coin
+        ([(0, 0.0, HIGH), (2, 0.9, LOW)], ["accuracy rose from 0.500 to 0.900"]),
         ([(1, 0.5, LOW), (2, 0.9, HIGH)], []),
         ([(1, 0.5, [1.0, 9.0]), (2, 0.9, [0.9, 8.9])], []),  # within the noise of two completions
     ],

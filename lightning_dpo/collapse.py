@@ -59,7 +59,7 @@ class CollapseWarning(L.Callback):
         if accuracy is None or not scores:
             return
         if self.accuracy is None:
-            # A tie counts as wrong, and where policy = reference all are ties: what rises from there rises from a coin's.
+            # Where policy = reference every pair is a tie, and counts as wrong: a rise from there is one from a coin's.
             self.accuracy, self.scores = accuracy or 0.5, scores
             return
         for name in [n for n in scores if accuracy > self.accuracy and fell(self.scores[n], scores[n])]:

@@ -135,22 +135,23 @@ def connect(build: Callable[..., Logger]) -> Logger:
     logger = build()
     if isinstance(logger, WandbLogger):
         try:
-            logger.experiment  # noqa: B018  connects
+            _start(logger)
         except (CommError, UsageError, AuthenticationError) as error:
             reason = str(error).splitlines()[0]
             print(f"W&B cannot go online ({reason}); logging offline, `wandb sync` uploads later", flush=True)
             log.warning("W&B offline: %s", reason)
             wandb.teardown()
             logger = build(mode="offline")
-        _define(logger)
+            _start(logger)  # type: ignore[arg-type]
     return logger
 
 
-def _define(logger: Logger) -> None:
-    if isinstance(logger, WandbLogger):
-        for name, best in BEST.items():
-            # Without the step, this would take away the axis that Lightning has defined for all names.
-            logger.experiment.define_metric(name, step_metric=STEP, summary=f"last,{best}")
+def _start(logger: WandbLogger) -> None:
+    logger._wandb_init.pop("anonymous", None)  # Lightning hands on its None, and W&B warns of that at each run
+    run = logger.experiment
+    for name, best in BEST.items():
+        # Without the step, this would take away the axis that Lightning has defined for all names.
+        run.define_metric(name, step_metric=STEP, summary=f"last,{best}")
 
 
 def online_entity() -> str:

@@ -22,7 +22,8 @@ def flat(node, path: str = ""):
 
 
 def test_wandb_holds_names_steps_and_values_of_the_csv(command, short, tmp_path, wandb_records):
-    assert command(*short, "logger.wandb.group=g", "run_name=named")[0] == 0
+    code, said = command(*short, "logger.wandb.group=g", "run_name=named")
+    assert code == 0 and "anonymous" not in said, "W&B has nothing to warn of"
     records = wandb_records(tmp_path / "run")
     run = next(r["run"] for r in records if r["type"] == "run")
     assert (run["display_name"], run["run_group"], run["project"]) == ("named", "g", "lightning_dpo")

@@ -59,7 +59,7 @@ class Saving(L.Callback):
         self._rng: dict[str, Any] | None = None
         self._epochs: int | None = None
         """Between two epochs: how many are complete."""
-        self._ended_early = False
+        self._ended_early = self._another = False
         self._boundary, self._longest = time.monotonic(), 0.0
 
     def on_fit_start(self, trainer: L.Trainer, pl_module: Any) -> None:
@@ -79,7 +79,7 @@ class Saving(L.Callback):
             set_rng_state(self._rng)
         if self._epochs is not None:
             _begin_epoch(trainer, self._epochs)
-        trainer.should_stop = trainer.should_stop or self._ended_early
+        trainer.should_stop = trainer.should_stop or (self._ended_early and not self._another)
         self.saved, self._boundary = trainer.global_step, time.monotonic()
         self.stop.wait_for_step(True)
 
@@ -147,8 +147,21 @@ class Saving(L.Callback):
         self._epochs, self._ended_early = state_dict["epochs"], state_dict["ended_early"]
         self.metrics.load_state_dict(state_dict["metrics"])
 
+    def on_load_checkpoint(self, trainer: L.Trainer, pl_module: L.LightningModule, checkpoint: dict[str, Any]) -> None:
+        former, now = checkpoint["run"]["config"], self.about["config"]
+        self._another = former != now
+        if _callbacks(former) != _callbacks(now):
+            # The states of Lightning's callbacks hold their former settings (patience, monitor), which would win.
+            for callback in trainer.callbacks:  # type: ignore[attr-defined]
+                if not type(callback).__module__.startswith("lightning_dpo."):
+                    checkpoint["callbacks"].pop(callback.state_key, None)
+
     def on_save_checkpoint(self, trainer: L.Trainer, pl_module: L.LightningModule, checkpoint: dict[str, Any]) -> None:
         checkpoint["run"] = dict(self.about)
+
+
+def _callbacks(config: Mapping[str, Any]) -> dict[str, Any]:
+    return {key: value for key, value in config.items() if key.startswith("callbacks.")}
 
 
 def _begin_epoch(trainer: L.Trainer, epochs: int) -> None:

@@ -170,7 +170,7 @@ def test_a_finished_run_is_left_as_it_is(command, short, tmp_path):
 
 def test_displacement_is_told_in_the_log_on_the_terminal_and_in_wandb(command, short, tmp_path):
     """Twelve steps of dpo at a high lr push both log-probabilities down."""
-    code, said = command(*short, "optimizer.lr=3e-3", "trainer.max_epochs=4")
+    code, said = command(*short, "optimizer.lr=1e-2", "trainer.max_epochs=4")
     words = "likelihood displacement at step"
     assert code == 0 and said.count(words) == 1, said
     assert (tmp_path / "run" / "train.log").read_text().count(words) == 1

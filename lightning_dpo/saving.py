@@ -59,7 +59,7 @@ class Saving(L.Callback):
         self._rng: dict[str, Any] | None = None
         self._epochs: int | None = None
         """Between two epochs: how many are complete."""
-        self._ended_early = self._another = False
+        self._ended_early = self._ended_within = self._another = False
         self._boundary, self._longest = time.monotonic(), 0.0
 
     def on_fit_start(self, trainer: L.Trainer, pl_module: Any) -> None:
@@ -100,7 +100,8 @@ class Saving(L.Callback):
             self._between_steps(trainer, pl_module)
 
     def on_train_end(self, trainer: L.Trainer, pl_module: Any) -> None:
-        self._epochs = trainer.current_epoch if trainer.is_last_batch else None
+        self._ended_within = not trainer.is_last_batch
+        self._epochs = None if self._ended_within else trainer.current_epoch
         self._ended_early = trainer.should_stop
         self._between_steps(trainer, pl_module)
         self.stop.wait_for_step(False)
@@ -158,6 +159,11 @@ class Saving(L.Callback):
 
     def on_save_checkpoint(self, trainer: L.Trainer, pl_module: L.LightningModule, checkpoint: dict[str, Any]) -> None:
         checkpoint["run"] = dict(self.about)
+        if self._ended_within:
+            # Lightning counts the epoch in which training has ended as a whole one, and would go on with the next.
+            for counts in checkpoint["loops"]["fit_loop"]["epoch_progress"].values():
+                counts["processed"] -= 1
+                counts["completed"] -= 1
 
 
 def _callbacks(config: Mapping[str, Any]) -> dict[str, Any]:

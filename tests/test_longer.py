@@ -1,0 +1,82 @@
+"""A run that has ended goes on with a later end: `resume_override=true`, and the same command otherwise."""
+
+import csv
+
+import pytest
+
+CONSTANT = [
+    "logger=csv",
+    "scheduler=constant",
+    "scheduler.warmup_steps=0",
+    "samples.n=0",
+    "trainer.val_check_interval=2",
+]
+"""A schedule that does not know the end; a validation within each epoch of three steps, and one after it."""
+
+EARLY = "lightning.pytorch.callbacks.EarlyStopping"
+STOP = "+callbacks.stop={_target_: %s, monitor: val/loss, mode: max, patience: %d, check_on_train_epoch_end: false}"
+
+
+@pytest.fixture
+def folder(command, short, tmp_path):
+    """Run into a folder of that name; returns it."""
+
+    def run(name: str, *overrides: str):
+        options = [o for o in short if not o.startswith("output_dir")]
+        code, said = command(*options, *CONSTANT, f"output_dir={tmp_path}/{name}", *overrides)
+        assert code == 0, said
+        return tmp_path / name
+
+    return run
+
+
+def steps(folder) -> list[dict[str, str]]:
+    """The rows of the optimizer steps."""
+    with open(folder / "metrics.csv", newline="") as file:
+        rows = [row for row in csv.DictReader(file) if row["train/loss"]]
+    return [{name: cell for name, cell in row.items() if not name.startswith("val/")} for row in rows]
+
+
+def validations(folder) -> dict[str, str]:
+    """The loss of each validation, by step."""
+    with open(folder / "metrics.csv", newline="") as file:
+        return {row["step"]: row["val/loss"] for row in csv.DictReader(file) if row["val/loss"]}
+
+
+def weights(folder) -> bytes:
+    return (folder / "model" / "model.safetensors").read_bytes()
+
+
+@pytest.mark.parametrize("end", [1, 2, 3, 4])
+def test_a_run_that_max_steps_has_ended_goes_on_as_if_it_had_not(folder, end):
+    whole = folder("whole", "trainer.max_steps=5", "trainer.max_epochs=9")
+    folder("parts", f"trainer.max_steps={end}", "trainer.max_epochs=9")
+    parts = folder("parts", "trainer.max_steps=5", "trainer.max_epochs=9", "resume_override=true")
+    assert len(steps(parts)) == 5 and steps(parts) == steps(whole)
+    assert validations(whole).items() <= validations(parts).items(), "the first end has one of its own"
+    assert weights(parts) == weights(whole)
+
+
+def test_a_run_that_its_epochs_have_ended_goes_on_as_if_it_had_not(folder):
+    whole = folder("whole", "trainer.max_epochs=3")
+    folder("parts", "trainer.max_epochs=1")
+    parts = folder("parts", "trainer.max_epochs=3", "resume_override=true")
+    assert len(steps(parts)) == 9 and steps(parts) == steps(whole)
+    assert validations(whole).items() <= validations(parts).items()
+    assert weights(parts) == weights(whole)
+
+
+def test_a_run_that_stopped_early_goes_on_with_more_patience(folder):
+    """`mode: max` on a falling loss: the second validation of the training stops it with a patience of 1."""
+    whole = folder("whole", "trainer.max_epochs=3")
+    early = folder("parts", "trainer.max_epochs=3", STOP % (EARLY, 1))
+    assert len(steps(early)) < 9
+    again = ["trainer.max_epochs=3", "resume_override=true", STOP % (EARLY, 99)]
+    assert steps(folder("parts", *again)) == steps(whole) and weights(early) == weights(whole)
+
+
+def test_a_run_that_stopped_early_is_at_its_end(folder):
+    early = folder("early", "trainer.max_epochs=3", STOP % (EARLY, 1))
+    (early / "summary.json").unlink()  # killed just before it was written
+    before = steps(early), weights(early)
+    assert (steps(folder("early", "trainer.max_epochs=3", STOP % (EARLY, 1))), weights(early)) == before

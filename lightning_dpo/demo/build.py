@@ -5,7 +5,7 @@
    also teach what is ungrammatical; without these a preference loss forgets the grammar (the oracle pays -4 for that).
 3. The oracle labels each pair with the Bradley-Terry probability σ(scale x difference of rewards).
 
-The same machine and torch give the same bytes.
+The same machine, torch and transformers give the same bytes.
 """
 
 import argparse

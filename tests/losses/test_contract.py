@@ -1,5 +1,7 @@
 """What every loss of conf/loss keeps, whatever its formula."""
 
+import inspect
+
 import pytest
 import torch
 from hydra.utils import get_method
@@ -8,7 +10,18 @@ from lightning_dpo import losses
 from lightning_dpo.losses import PairLogps, ReferenceRequired, needs_of
 from lightning_dpo.losses.types import needs
 from lightning_dpo.signatures import ArgumentError, check_arguments
-from tests.losses.pairs import NAMES, REFERENCE_FREE, TEXTS, changed, full, permuted, shipped, swapped, with_tokens
+from tests.losses.pairs import (
+    NAMES,
+    REFERENCE_FREE,
+    TEXTS,
+    changed,
+    full,
+    parameters,
+    permuted,
+    shipped,
+    swapped,
+    with_tokens,
+)
 
 WITH_REFERENCE = sorted(set(NAMES) - REFERENCE_FREE)
 NO_REFERENCE = dict(ref_chosen=None, ref_rejected=None, ref_tokens=None)
@@ -62,6 +75,54 @@ class TestContract:
         assert " L = " in doc
         assert "Args:" in doc and "References:" in doc
         assert "where the policy equals the reference" in doc or "where a policy equals its reference" in doc
+
+    def test_a_default_is_the_documented_one_from_python_too(self, name):
+        expected = {"beta": 0.1, **DEFAULTS.get(name, {})}
+        given = {k: v for k, v in parameters(name).items() if k not in ("seed", "terms", "weights")}
+        assert given == {k: v for k, v in expected.items() if v is not ABSENT}
+        signature = inspect.signature(getattr(losses, target(name))).parameters
+        own = {k: p.default for k, p in signature.items() if p.default is not p.empty and k in given}
+        assert own == {k: given[k] for k in own}
+
+
+ABSENT = object()
+DEFAULTS = {
+    "alphapo": {"beta": 2.5, "alpha": 0.25, "gamma": 0.25},
+    "aot": {"label_smoothing": 0.0},
+    "aot_unpaired": {"label_smoothing": 0.0},
+    "bco_pair": {"shift": True},
+    "beta_dpo": {"a": 0.6, "m0": 0.0, "momentum": 0.9, "drop": 0.2},
+    "cal_dpo": {"cal_weight": 0.5},
+    "cdpo": {"label_smoothing": 0.1},
+    "chipo": {"r_max": 10.0},
+    "cpo": {"nll_weight": 1.0},
+    "discopop": {"tau": 0.05},
+    "dpo": {"label_smoothing": 0.0},
+    "dpop": {"beta": 0.3, "lam": 50.0},
+    "dr_dpo": {"beta_prime": 1.0},
+    "exo_pair": {"label_smoothing": 1e-3},
+    "fdpo": {"divergence": "reverse_kl", "alpha": 0.5},
+    "hdpo": {"alpha": 0.95},
+    "ipo": {"average_log_prob": False},
+    "ld_dpo": {"alpha": 0.5, "policy_only": False},
+    "mix": {"beta": ABSENT},
+    "mpo": {"wp": 0.8, "wq": 0.2, "wg": 1.0},
+    "odpo": {"offset": None},
+    "orpo": {"beta": ABSENT, "lam": 0.1},
+    "rdpo": {"alpha": 0.01},
+    "robust": {"label_smoothing": 0.1},
+    "rpo": {"nll_weight": 1.0},
+    "sft": {"beta": ABSENT},
+    "sigmoid_norm": {"beta": 5.0},
+    "simper": {"beta": ABSENT},
+    "simpo": {"beta": 2.0, "gamma": 0.5},
+    "slic": {"beta": ABSENT, "delta": 1.0, "lam": 0.1},
+    "sppo_hard": {"beta": 0.001},
+    "square_chipo": {"r_max": None},
+    "tdpo2": {"alpha": 0.5},
+    "wpo": {"beta": 0.01, "clamp": True},
+}
+"""What differs from beta 0.1 alone, from the papers; where a paper has none, the YAML says so."""
 
 
 def target(name: str) -> str:

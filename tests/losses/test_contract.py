@@ -25,6 +25,12 @@ from tests.losses.pairs import (
 
 WITH_REFERENCE = sorted(set(NAMES) - REFERENCE_FREE)
 NO_REFERENCE = dict(ref_chosen=None, ref_rejected=None, ref_tokens=None)
+IN_NATS = {"cal_dpo", "ipo", "sppo_hard"}
+"""Their margin is u - v, which they hold against a target in nats."""
+OWN_MARGIN = {
+    *("aot", "aot_unpaired", "beta_dpo", "chipo", "hdpo", "ld_dpo", "rdpo", "sampo", "sigmoid_norm", "tdpo1", "tdpo2"),
+}
+"""Their margin is the argument of σ, which is more than the difference of the rewards."""
 WITHOUT_BETA = {"orpo", "slic", "simper", "sft"}
 
 
@@ -136,6 +142,13 @@ class TestWithReference:
         result = shipped(name, beta=0.3)(logps)
         torch.testing.assert_close(result.chosen_reward, 0.3 * (logps.chosen - logps.ref_chosen).detach())
         torch.testing.assert_close(result.rejected_reward, 0.3 * (logps.rejected - logps.ref_rejected).detach())
+
+    def test_the_margin_is_the_difference_of_the_rewards_or_what_its_docstring_says(self, name):
+        result = shipped(name, beta=0.3)(full())
+        difference = result.chosen_reward - result.rejected_reward
+        if name in IN_NATS:
+            difference = difference / 0.3
+        assert torch.allclose(result.margin, difference) != (name in OWN_MARGIN)
 
     def test_without_a_reference_it_says_what_to_type(self, name):
         with pytest.raises(ReferenceRequired, match="reference=cached"):

@@ -69,7 +69,10 @@ def test_a_mix_holds_the_memories_of_its_terms():
     assert not mix.terms["bco"].training
 
 
-@pytest.mark.parametrize(("terms", "weights"), [({}, {}), ({"a": losses.sft}, {}), ({"a": losses.sft}, {"a": -1.0})])
+BOTH = {"a": losses.sft, "b": losses.sft}
+
+
+@pytest.mark.parametrize(("terms", "weights"), [({}, {}), (BOTH, {"a": 1.0}), (BOTH, {"a": 1.0, "b": -1.0})])
 def test_a_mix_refuses_weights_that_do_not_fit_its_terms(terms, weights):
     with pytest.raises(ValueError, match="name the same losses"):
         losses.Mix(terms, weights)

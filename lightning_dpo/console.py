@@ -180,7 +180,8 @@ def footer(metrics: MetricsCSV, samples: SampleCallback, folder: RunFolder) -> N
     table = Table("held out", "before", "after")
     for label, name in TABLE.items():
         if name in metrics.last:
-            error = f" ± {metrics.last['val/kl_se']:.2f}" if name == "val/kl" else ""
+            se = metrics.last.get("val/kl_se")
+            error = f" ± {se:.2f}" if name == "val/kl" and se is not None else ""
             table.add_row(label, f"{metrics.first[name]:.3f}", f"{metrics.last[name]:.3f}{error}")
     if table.row_count:
         console.print(table)

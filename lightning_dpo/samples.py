@@ -178,12 +178,14 @@ def named_scores(scorer: Callable[[list[str]], Any] | None, texts: list[str]) ->
 
 
 def summarise(completions: list[Completion]) -> dict[str, float]:
-    """Means over completions: `kl` and `kl_se` (nats per sequence), `samples/length`, `samples/<score>`."""
+    """Means over completions: `kl` and, of two or more, `kl_se` (nats per sequence), `samples/length` and
+    `samples/<score>`."""
     summary = {"samples/length": _mean([c.tokens for c in completions])}
     ratios = torch.tensor([c.logp - c.ref_logp for c in completions if c.ref_logp is not None], dtype=torch.float64)
     if len(ratios):
         summary["kl"] = ratios.mean().item()
-        summary["kl_se"] = (ratios.std(correction=1) / len(ratios) ** 0.5).item() if len(ratios) > 1 else 0.0
+        if len(ratios) > 1:
+            summary["kl_se"] = (ratios.std(correction=1) / len(ratios) ** 0.5).item()
     for name in completions[0].scores:
         summary[f"samples/{name}"] = _mean([c.scores[name] for c in completions])
     return summary

@@ -84,12 +84,13 @@ class Work(NamedTuple):
             except BadRow as error:
                 bad.append(Bad(number, error.field, error.kind, str(error)))
         kept: list[tuple[int, Row, Encoded]] = []
-        for number, row, answer in zip(numbers, rows, self.encoder.encode(rows) if encode else [], strict=False):
+        answers = self.encoder.encode(rows) if encode else map(self.encoder.rendered, rows)
+        for number, row, answer in zip(numbers, rows, answers, strict=True):
             if isinstance(answer, Encoded):
                 kept.append((number, row, answer))
             elif isinstance(answer, Dropped):
                 counts[str(answer)] += 1
-            else:
+            elif isinstance(answer, BadRow):
                 bad.append(Bad(number, answer.field, answer.kind, str(answer)))
         masked = any(e.chosen_trained is not None or e.rejected_trained is not None for *_, e in kept)
         return EncodedChunk(

@@ -14,7 +14,7 @@ Everything else is refused. Fields of other names are ignored.
 """
 
 import difflib
-import math
+import sys
 from collections.abc import Mapping
 from itertools import combinations, pairwise
 from typing import Any, Literal, NamedTuple
@@ -45,23 +45,25 @@ def parse(record: Mapping[str, Any], format: Format) -> list[Row | Dropped]:
     Errors: BadRow.
     """
     found = {field: record[name] for field in COLUMNS if (name := format.name(field)) and name in record}
-    # Tables write null where a row has no such list.
-    found = {f: v for f, v in found.items() if v is not None or f in ("prompt", "chosen", "rejected")}
-    if "responses" in found and ("chosen" in found or "rejected" in found):
-        raise BadRow(
-            "mixture",
-            "found chosen/rejected beside a list of responses; type data.columns.responses=null to ignore the list",
-            format.name("responses") or "",
-        )
     numbers = {
         "weight": _number(record, format.weight_column, "[0, inf)", 1.0),
         "margin": _number(record, format.margin_column, "(-inf, inf)", None),
     }
-    if "responses" in found:
-        pairs = _ranked(found, format)
-    else:
-        pairs = [_pair(found, record, format)]
+    try:
+        pairs = _ranked(found, format) if _is_ranked(found) else [_pair(found, record, format)]
+    except BadRow as error:  # in the words of the file
+        field, bracket, rest = error.field.partition("[")
+        raise BadRow(error.kind, str(error), (format.name(field) or field) + bracket + rest) from None
     return [_judged(row._replace(**numbers)) if isinstance(row, Row) else row for row in pairs]
+
+
+def _is_ranked(found: dict[str, Any]) -> bool:
+    """Tables of both kinds write null where a row has no such field."""
+    pair = any(found.get(field) is not None for field in ("chosen", "rejected"))
+    if pair and isinstance(found.get("responses"), list):
+        advice = "type data.columns.responses=null to ignore the list"
+        raise BadRow("mixture", f"found chosen/rejected beside a list of responses; {advice}", "responses")
+    return not pair and found.get("responses") is not None
 
 
 def _judged(row: Row) -> Row | Dropped:
@@ -80,16 +82,19 @@ def _pair(found: dict[str, Any], record: Mapping[str, Any], format: Format) -> R
     for field in ("chosen", "rejected"):
         if field not in found:
             raise BadRow("missing", _missing(field, record, format), field)
-    for field, value in found.items():
-        if not isinstance(value, str | list):
-            raise BadRow("type", f"found {kind_of(value)}, expected a text or a list of messages", field)
-    chosen, rejected = (checked(found[field], field) for field in ("chosen", "rejected"))
+    name = format.name("prompt")
+    if name not in (None, "prompt") and name not in record:
+        raise BadRow("missing", _missing("prompt", record, format), "prompt")
     prompt = checked(found["prompt"], "prompt") if "prompt" in found else None
+    chosen, rejected = (checked(found[field], field) for field in ("chosen", "rejected"))
     if prompt is None and isinstance(chosen, str) and isinstance(rejected, str):
         if not (is_dialogue(chosen) and is_dialogue(rejected)):
             raise BadRow("missing", _missing("prompt", record, format), "prompt")
         return split_dialogue(chosen, rejected)
     if isinstance(prompt, str) and isinstance(chosen, str) and isinstance(rejected, str):
+        if is_dialogue(prompt) and chosen.startswith(prompt) and rejected.startswith(prompt):
+            advice = "type data.columns.prompt=null to split them"
+            raise BadRow("mixture", f"both responses repeat the whole dialogue of the prompt; {advice}", "prompt")
         return Row(prompt, chosen, rejected)
     if isinstance(prompt, list) and not (_begins(chosen, prompt) and _begins(rejected, prompt)):
         _asks(prompt)
@@ -158,7 +163,7 @@ def _turns(side: Messages, field: str) -> Response:
 def _ranked(found: dict[str, Any], format: Format) -> list[Row | Dropped]:
     if "prompt" not in found:
         raise BadRow("missing", "field 'prompt' is missing beside the responses", "prompt")
-    keys = [k for k in ("ranks", "scores") if k in found]
+    keys = [k for k in ("ranks", "scores") if found.get(k) is not None]
     if len(keys) != 1:
         raise BadRow("missing", f"a list of responses needs ranks or scores, one of them; found {keys}", "responses")
     values, responses = found[keys[0]], found["responses"]
@@ -168,7 +173,7 @@ def _ranked(found: dict[str, Any], format: Format) -> list[Row | Dropped]:
     if len(values) != len(responses):
         raise BadRow("type", f"{len(values)} {keys[0]} for {len(responses)} responses", keys[0])
     for value in values:
-        if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
+        if isinstance(value, bool) or not isinstance(value, int | float) or not abs(value) <= sys.float_info.max:
             raise BadRow("type", f"found {printable(value)}, expected numbers", keys[0])
     prompt = checked(found["prompt"], "prompt")
     texts = [_one_response(prompt, r, f"responses[{i}]") for i, r in enumerate(responses)]
@@ -197,17 +202,23 @@ def _one_response(prompt: str | Messages, response: object, field: str) -> str:
 def _number(record: Mapping[str, Any], column: str | None, interval: str, default: float | None) -> float | None:
     if column is None:
         return default
-    value = record.get(column)
-    if not isinstance(value, int | float) or isinstance(value, bool) or not in_range(value, interval):
+    if column not in record:
+        raise BadRow("missing", f"the field is missing; found {_fields(record)}", column)
+    value = record[column]
+    number = isinstance(value, int | float) and not isinstance(value, bool) and abs(value) <= sys.float_info.max
+    if not number or not in_range(value, interval):
         raise BadRow("type", f"found {printable(value)}, expected a number in {interval}", column)
     return float(value)
 
 
+def _fields(record: Mapping[str, Any]) -> str:
+    return ", ".join(printable(k, 30) for k in list(record)[:12]) or "no fields"
+
+
 def _missing(field: str, record: Mapping[str, Any], format: Format) -> str:
-    name = format.name(field)
+    name = format.name(field) or field
     near = difflib.get_close_matches(
         str(name), [k for k in record if k not in format.columns.values()], n=1, cutoff=0.7
     )
-    hint = f"; type data.columns.{field}={near[0]} if that is it" if near else ""
-    found = ", ".join(printable(k, 30) for k in list(record)[:12]) or "no fields"
-    return f"field {name!r} is missing; found {found}{hint}"
+    hint = f"; type data.columns.{field}={printable(near[0])[1:-1]} if that is it" if near else ""
+    return f"field {name!r} is missing; found {_fields(record)}{hint}"

@@ -3,11 +3,12 @@
 import gzip
 import json
 import re
+import zlib
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from lightning_dpo.data.rows import BadRow, kind_of
+from lightning_dpo.data.rows import BadRow, kind_of, printable
 from lightning_dpo.errors import DataError
 
 SPACE, COMMA, LIST_END = re.compile(r"\s*"), re.compile(r"\s*,\s*"), re.compile(r"\s*\]\s*\Z")
@@ -25,7 +26,7 @@ def json_records(path: Path) -> Iterator[tuple[int, Any]]:
             file.seek(0)
             whole = path.name.removesuffix(".gz").endswith(".json") and start[:1] == b"["
             yield from _json_list(file.read(), path) if whole else _lines(file)
-        except (EOFError, gzip.BadGzipFile) as error:
+        except (EOFError, gzip.BadGzipFile, zlib.error) as error:
             raise DataError(f"{path}: damaged gzip: {error}") from None
 
 
@@ -56,6 +57,8 @@ def _json_list(data: bytes, path: Path) -> Iterator[tuple[int, Any]]:
             raise DataError(f"{path}:{error.lineno}: not JSON: {error.msg} at column {error.colno}") from None
         except BadRow as error:
             element = error
+        except (RecursionError, ValueError) as error:
+            raise DataError(f"{path}:{line}: {_unreadable(error)}") from None
         yield line, element
         line, at = line + text.count("\n", at, end), end
         gap = COMMA.match(text, at)
@@ -77,8 +80,10 @@ def parse_line(line: bytes) -> dict[str, Any]:
         record = json.loads(text, object_pairs_hook=_unique)
     except json.JSONDecodeError as error:
         raise BadRow("json", f"not JSON: {error.msg} at column {error.colno}{_json_hint(text, error)}") from None
-    except RecursionError:
-        raise BadRow("json", "nested too deeply") from None
+    except BadRow:
+        raise
+    except (RecursionError, ValueError) as error:
+        raise BadRow("json", _unreadable(error)) from None
     return as_object(record)
 
 
@@ -95,11 +100,17 @@ def as_object(record: Any) -> dict[str, Any]:
     return record
 
 
+def _unreadable(error: Exception) -> str:
+    return "nested too deeply" if isinstance(error, RecursionError) else "a number has too many digits"
+
+
 def _json_hint(text: str, error: json.JSONDecodeError) -> str:
     if error.msg == "Extra data" and text[error.pos : error.pos + 1] == "{":
         return ": two objects in one line"
     if "'" in text[error.pos : error.pos + 1]:
         return ": JSON takes double quotes"
+    if text.strip() == "{":
+        return ": an object over several lines; write one object a line, or a list in a .json file"
     return ": the line is cut off" if error.pos >= len(text.rstrip()) or "Unterminated" in error.msg else ""
 
 
@@ -108,5 +119,5 @@ def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     if len(record) < len(pairs):
         seen: set[str] = set()
         twice = next(k for k, _ in pairs if k in seen or seen.add(k))
-        raise BadRow("duplicate_key", "the key stands twice", twice)
+        raise BadRow("duplicate_key", "the key stands twice", printable(twice)[1:-1])
     return record

@@ -21,6 +21,7 @@ from lightning_dpo.data.stream import PairStream, StreamLoader
 from lightning_dpo.data.tokenize import PairTokenizer
 from lightning_dpo.errors import DataError
 from lightning_dpo.models import load_tokenizer
+from lightning_dpo.signatures import check_arguments
 
 
 class PreferenceDataModule(L.LightningDataModule):
@@ -87,6 +88,8 @@ class PreferenceDataModule(L.LightningDataModule):
         seed: int = 0,
     ):
         super().__init__()
+        words = {"val": val, "turns": turns, "ranked": ranked, "on_bad_row": on_bad_row}
+        check_arguments(PreferenceDataModule, words, given_later=True)
         self.tokenizer = load_tokenizer(tokenizer) if isinstance(tokenizer, str | Path) else tokenizer
         if chat_template is not None:
             self.tokenizer.chat_template = _template_text(chat_template)
@@ -130,6 +133,7 @@ class PreferenceDataModule(L.LightningDataModule):
             return
         train = [] if self.streaming else [self._stored(source) for source in self.sources]
         if isinstance(self.val, float):
+            _not_empty(PairSet(train), f"data.train={self.train}")
             self.train_pairs, val = split_by_prompt(train, self.val)
             self.val_sets = {"val": val}
             return
@@ -154,7 +158,12 @@ class PreferenceDataModule(L.LightningDataModule):
 
     def pairs(self) -> dict[str, PairBatch]:
         """All pairs of each source, by set and path: what a reference is computed for."""
-        named = [(f"{name}, {part.source.path}", part) for name, pairs in self.sets().items() for part in pairs.parts]
+        named = [
+            (f"{name}, {part.source.path}", part)
+            for name, pairs in self.sets().items()
+            for part in pairs.parts
+            if len(part)
+        ]
         return {name: part.pairs for name, part in {id(part): (name, part) for name, part in reversed(named)}.values()}
 
     @property
@@ -206,14 +215,16 @@ class PreferenceDataModule(L.LightningDataModule):
 
     def state_dict(self) -> dict[str, Any]:
         """The position in the order of the data: epoch, batches taken in it, and rows of a stream."""
+        counts = dict(self.stream_counts)
         if self._batches and self.trainer is not None and self.trainer.is_last_batch:
-            return {"epoch": self._epoch + 1, "batches": 0, "rows_used": 0}
-        return {"epoch": self._epoch, "batches": self._batches, "rows_used": self._rows_used}
+            return {"epoch": self._epoch + 1, "batches": 0, "rows_used": 0, "stream_counts": counts}
+        position = {"epoch": self._epoch, "batches": self._batches, "rows_used": self._rows_used}
+        return {**position, "stream_counts": counts}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """The next training loader begins at this position."""
         self._epoch, self._batches = state_dict["epoch"], state_dict["batches"]
-        self._rows_used = state_dict["rows_used"]
+        self._rows_used, self.stream_counts = state_dict["rows_used"], Counter(state_dict["stream_counts"])
 
 
 def _columns(given: Mapping[str, str | None]) -> dict[str, str | None]:
@@ -233,4 +244,7 @@ def _template_text(template: str) -> str:
     """A Jinja template has braces or spaces; anything else is the path of a file that must exist."""
     if "{" in template:
         return template
-    return Path(template).expanduser().read_text(encoding="utf-8")
+    try:
+        return Path(template).expanduser().read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise DataError(f"data.chat_template={template}: not a file with a template: {error}") from None

@@ -7,6 +7,9 @@ Messages = list[Message]
 Response = str | Messages
 """One turn as text; several turns as messages, of which only the assistant's may be trained."""
 
+LOST = ("tool_calls", "function_call", "reasoning_content", "thinking")
+"""Parts of a message that templates may print, and that are not read here."""
+
 ROLES = ("system", "user", "assistant", "tool")
 
 
@@ -77,8 +80,8 @@ def checked(value: Any, field: str) -> str | Messages:
 def _message(message: Any, field: str) -> Message:
     if not isinstance(message, dict):
         raise BadRow("type", f"found {kind_of(message)}, expected a message with role and content", field)
-    if message.get("tool_calls"):
-        raise BadRow("type", "tool_calls are not supported: they would be lost", field)
+    if lost := [name for name in LOST if message.get(name)]:
+        raise BadRow("type", f"{lost[0]}: not supported, it would be lost", field)
     if message.get("role") not in ROLES:
         hint = "; rename from/value to role/content" if {"from", "value"} <= set(message) else ""
         raise BadRow("role", f"role {printable(message.get('role'))}; allowed: {', '.join(ROLES)}{hint}", field)

@@ -98,8 +98,9 @@ def split_by_prompt(parts: Sequence[Stored], fraction: float) -> tuple[PairSet, 
 class EpochSampler(Sampler[int]):
     """Positions in a set, in an order that is a function of seed and epoch; Lightning tells the epoch.
 
-    Each source gives `round(weight x its pairs)` positions an epoch, at least one: they continue an endless row of
-    passes over the source, each in its own random order, so that a weight of 1/2 sees every pair once in two epochs.
+    Each source gives `round(weight x its pairs)` positions an epoch, at least one if it has pairs: they continue an
+    endless row of passes over the source, each in its own random order, so that a weight of 1/2 sees every pair once in
+    two epochs.
 
     Args:
         sizes: pairs of each source in the set. weights: passes per epoch.
@@ -109,7 +110,7 @@ class EpochSampler(Sampler[int]):
 
     def __init__(self, sizes: Sequence[int], weights: Sequence[float], seed: int, shuffle: bool):
         self.sizes, self.seed, self.shuffle, self.epoch, self.start = list(sizes), seed, shuffle, 0, 0
-        self.counts = [max(1, round(size * weight)) for size, weight in zip(sizes, weights, strict=True)]
+        self.counts = [size and max(1, round(size * weight)) for size, weight in zip(sizes, weights, strict=True)]
 
     def set_epoch(self, epoch: int) -> None:
         self.epoch = epoch
@@ -134,6 +135,8 @@ class EpochSampler(Sampler[int]):
         return rows[torch.randperm(len(rows), generator=generator)]
 
     def _passes(self, source: int, size: int, count: int) -> Iterator[Tensor]:
+        if not count:
+            return
         begin = self.epoch * count
         for number in range(begin // size, (begin + count - 1) // size + 1):
             first, last = max(begin - number * size, 0), min(begin + count - number * size, size)

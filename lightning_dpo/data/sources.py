@@ -134,7 +134,7 @@ def _check_path(source: Source, key: str) -> None:
         raise DataError(f"{told}: split={source.split} would be ignored; a file has no splits")
     elif not (source.is_lines or path.suffix == ".parquet"):
         raise DataError(
-            f"{told}: unknown file type {path.suffix!r}; allowed: .jsonl, .json, .parquet, or those with .gz"
+            f"{told}: unknown file type {path.suffix!r}; allowed: .jsonl, .ndjson, .json, also with .gz; .parquet"
         )
     else:
         _check_start(path, told)
@@ -178,9 +178,13 @@ def _parquet(path: Path) -> Iterator[dict]:
     import pyarrow
     import pyarrow.parquet
 
+    done = 0
     try:
         for batch in pyarrow.parquet.ParquetFile(path).iter_batches(batch_size=CHUNK):
             yield from batch.to_pylist()
+            done += len(batch)
+    except UnicodeDecodeError:
+        raise DataError(f"{path}, rows {done + 1} to {done + CHUNK}: a text is not UTF-8") from None
     except (pyarrow.ArrowException, OSError) as error:
         raise DataError(f"{path}: not a readable Parquet file: {error}") from None
 

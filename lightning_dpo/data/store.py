@@ -22,7 +22,7 @@ from lightning_dpo.files import whole_folder, write_json
 
 log = logging.getLogger(__name__)
 
-FORMAT = 1
+FORMAT = 2
 """Part of every key: raise it when a row would be read or encoded otherwise, so that old entries are not found."""
 CACHE_DIR = "~/.cache/lightning_dpo/tokens"
 SHOWN = 20
@@ -100,12 +100,13 @@ class TokenStore:
             if entry.exists():
                 try:
                     stored = Stored(entry, source)
-                    log.info("%d tokenised pairs of %s read from %s", len(stored), source.path, entry)
-                    _refuse_bad(stored.bad, stored.manifest, source, stop_at_bad)
-                    return stored
                 except (OSError, ValueError, KeyError) as error:
                     log.warning("the token cache entry %s is damaged (%s); tokenising again", entry, error)
                     shutil.rmtree(entry)
+                else:
+                    log.info("%d tokenised pairs of %s read from %s", len(stored), source.path, entry)
+                    _refuse_bad(stored.bad, stored.manifest, source, stop_at_bad)
+                    return stored
             with whole_folder(entry) as folder:
                 self._write(folder, key, source, work, num_proc, stop_at_bad)
             return Stored(entry, source)
@@ -150,6 +151,8 @@ class TokenStore:
             "sizes": dict(sizes) | {f"{side}_ends": sizes["number"] for side in last},
         }
         _refuse_bad(bad, manifest, source, stop_at_bad)
+        if source.content() != key["source"]:
+            raise DataError(f"{source.path}: the file has changed while it was read; type the command again")
         write_json(folder / "manifest.json", manifest)
 
 

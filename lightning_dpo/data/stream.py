@@ -18,6 +18,8 @@ from lightning_dpo.data.sources import Source
 from lightning_dpo.data.tokenize import Encoded, PairTokenizer
 from lightning_dpo.errors import DataError
 
+Item = Row | Dropped | BadRow
+
 BUFFER = 10_000
 """Rows among which a stream is shuffled."""
 AT_ONCE = 256
@@ -54,6 +56,18 @@ class PairStream(IterableDataset):
         rows, used = self._order(), self.skip_rows
         deque(islice(rows, used), maxlen=0)
         self.counts = Counter()
+        held = None  # the last batch also says what came after it
+        for batch in self._batches(rows, used):
+            if held is not None:
+                yield held
+            held = batch
+        if held is not None:
+            held.rows_read = dict(Counter(held.rows_read) + self.counts)
+            yield held
+        elif not self.skip_rows:
+            raise DataError(f"data.train: no pair is left of the rows of the stream: {dict(self.counts)}")
+
+    def _batches(self, rows: Iterator[tuple[str, Any]], used: int) -> Iterator[PairBatch]:
         waiting: list[tuple[int, Encoded, Row]] = []
         while part := list(islice(rows, AT_ONCE)):
             for offset, (row, answer) in enumerate(self._encoded(part), start=used + 1):
@@ -66,7 +80,7 @@ class PairStream(IterableDataset):
         if waiting:
             yield self._batch(waiting)
 
-    def _encoded(self, part: list[tuple[str, Row | Dropped]]) -> Iterator[tuple[Any, Any]]:
+    def _encoded(self, part: list[tuple[str, Item]]) -> Iterator[tuple[Any, Any]]:
         answers = iter(self.encoder.encode([row for _, row in part if isinstance(row, Row)]))
         for where, row in part:
             answer = next(answers) if isinstance(row, Row) else row
@@ -83,7 +97,7 @@ class PairStream(IterableDataset):
         self.counts = Counter()
         return batch
 
-    def _order(self) -> Iterator[tuple[str, Row | Dropped]]:
+    def _order(self) -> Iterator[tuple[str, Item]]:
         rng = random.Random(f"{self.seed}-{self.epoch}")
         rows = self._mixed(rng)
         if not self.shuffle:
@@ -97,7 +111,7 @@ class PairStream(IterableDataset):
         rng.shuffle(buffer)
         yield from buffer
 
-    def _mixed(self, rng: random.Random) -> Iterator[tuple[str, Row | Dropped]]:
+    def _mixed(self, rng: random.Random) -> Iterator[tuple[str, Item]]:
         live = [(source.weight, self._passes(source)) for source in self.sources]
         while live:
             at = rng.choices(range(len(live)), [weight for weight, _ in live])[0] if len(live) > 1 else 0
@@ -106,13 +120,13 @@ class PairStream(IterableDataset):
             else:
                 yield row
 
-    def _passes(self, source: Source) -> Iterator[tuple[str, Row | Dropped]]:
+    def _passes(self, source: Source) -> Iterator[tuple[str, Item]]:
         whole, part = int(source.weight), source.weight % 1
         yield from chain.from_iterable(self._read(source, 1.0) for _ in range(whole))
         if part:
             yield from self._read(source, part)
 
-    def _read(self, source: Source, share: float) -> Iterator[tuple[str, Row | Dropped]]:
+    def _read(self, source: Source, share: float) -> Iterator[tuple[str, Item]]:
         for chunk in source.chunks(streaming=True):
             for number, item in zip(chunk.numbers, chunk.items, strict=True):
                 if share < 1 and content_hash([self.seed, self.epoch, source.path, number]) >= share * 2**64:
@@ -122,7 +136,9 @@ class PairStream(IterableDataset):
                     for pair in parse(record, self.format):
                         yield source.where(number), pair
                 except BadRow as error:
-                    self._bad(source.where(number), error)
+                    if self.stop_at_bad:
+                        self._bad(source.where(number), error)
+                    yield source.where(number), error
 
     def _bad(self, where: str, error: BadRow) -> None:
         if self.stop_at_bad:

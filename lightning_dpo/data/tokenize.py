@@ -25,7 +25,10 @@ from lightning_dpo.data.rows import BadRow, Dropped, Messages, Response, Row
 from lightning_dpo.errors import DataError
 
 Span = tuple[int, int]
-FLAGS = ("merged_border", "special_token_in_text", "double_bos", "cut_prompt", "cut_chosen", "cut_rejected", "no_space")
+FLAGS = (
+    *("merged_border", "special_token_in_text", "double_bos", "cut_prompt", "cut_chosen", "cut_rejected", "no_space"),
+    "prompt_repeated",
+)
 """What is noted about a pair, one bit each, in this order."""
 
 
@@ -84,7 +87,7 @@ class PairTokenizer:
         `no_prompt_token` (nothing precedes the first response token), `identical_tokens` (of different texts),
         `identical_after_cut`, `nothing_trained` (all trained tokens are cut).
         """
-        rendered = [self._rendered(row) for row in rows]
+        rendered = [self.rendered(row) for row in rows]
         good = [texts for texts in rendered if not isinstance(texts, BadRow)]
         ids = iter(self.ids([side.text for texts in good for side in texts]))
         answers: list[Encoded | Dropped | BadRow] = []
@@ -116,7 +119,8 @@ class PairTokenizer:
         backend.no_truncation()
         return backend
 
-    def _rendered(self, row: Row) -> tuple[Side, Side, Side] | BadRow:
+    def rendered(self, row: Row) -> tuple[Side, Side, Side] | BadRow:
+        """Prompt, prompt + chosen and prompt + rejected as text, or why the chat template has none."""
         try:
             return Side(self.prompt_text(row)), self._side(row, row.chosen), self._side(row, row.rejected)
         except BadRow as reason:
@@ -142,6 +146,7 @@ class PairTokenizer:
             "special_token_in_text": self._holds_special(row),
             "double_bos": bool(self.bos) and alone[len(self.bos) : 2 * len(self.bos)] == self.bos,
             "no_space": isinstance(row.prompt, str) and _joined(row),
+            "prompt_repeated": isinstance(row.prompt, str) and _repeated(row),
         }
         prompt = cut_prompt(self, row, alone[:split], len(alone) - split)
         if not prompt:
@@ -173,7 +178,7 @@ class PairTokenizer:
             return None
         _, offsets = self.ids_and_offsets(side.text)
         mask = [any(a < end and b > start for start, end in side.spans) for a, b in offsets[split:]]
-        return mask + [True] * (length - len(mask))  # an end token that was added
+        return (mask + [True] * (length - len(mask)))[:length]  # an end token was added, or the second one taken away
 
     def end_id(self, row: Row) -> int:
         """The token that ends an uncut response of this row."""
@@ -219,6 +224,8 @@ def common_prefix(sequences: Sequence[Sequence[int]]) -> int:
 
 
 def _ended(response: list[int], end: int) -> list[int]:
+    while response[-2:] == [end, end]:
+        response = response[:-1]
     return response if response and response[-1] == end else [*response, end]
 
 
@@ -235,3 +242,9 @@ def _joined(row: Row) -> bool:
     """Whether a word of the prompt runs into the response."""
     first = row.chosen if isinstance(row.chosen, str) else row.chosen[0]["content"]
     return row.prompt[-1:].isalnum() and first[:1].isalnum()  # type: ignore[union-attr]
+
+
+def _repeated(row: Row) -> bool:
+    """Whether both responses begin with the whole prompt, as if they were the whole text."""
+    sides = (row.chosen, row.rejected)
+    return bool(row.prompt) and all(isinstance(side, str) and side.startswith(row.prompt) for side in sides)  # type: ignore[arg-type]

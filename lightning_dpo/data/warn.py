@@ -37,6 +37,11 @@ def _of_source(source: dict[str, Any]) -> list[str]:
             f"{source['path']}: {dropped['prompt_too_long']:,} pairs dropped, their prompts fill the budget; "
             "raise data.max_length, or type data.max_prompt_length=N to cut prompts on the left"
         )
+    for reason in ("identical", "identical_tokens", "identical_after_cut", "empty", "no_preference"):
+        if dropped.get(reason, 0) > pairs:
+            said.append(
+                f"{source['path']}: more pairs were dropped ({dropped[reason]:,} {reason}) than are left ({pairs:,})"
+            )
     if dropped.get("no_prompt_token"):
         said.append(
             f"{source['path']}: {dropped['no_prompt_token']:,} pairs dropped, nothing precedes their first response "
@@ -69,6 +74,8 @@ def _of_set(name: str, described: dict[str, Any]) -> list[str]:
         f"{described['double_bos']:,} prompts begin with two BOS; take the BOS out of the text or the template": (
             described["double_bos"] > 0
         ),
+        f"in {described['prompt_repeated']:,} pairs both responses begin with the whole prompt, which the model "
+        "so reads twice; take it out of the responses": described["prompt_repeated"] > SHARE * pairs,
         f"in {described['no_space']:,} pairs the prompt's last word runs into the response; put the space between them "
         "into the data": described["no_space"] > SHARE * pairs,
     }

@@ -53,6 +53,9 @@ REFUSED = {
     "true": (b"true", "found true/false, expected an object"),
     "no JSON at all": (b"hello", "not JSON: Expecting value at column 1"),
     "nested without end": (b'{"a":' * 100_000, "nested too deeply|not JSON"),
+    "a number of 5,000 digits": (row(x=1).replace(b'"x": 1', b'"x": ' + b"1" * 5000), "a number has too many digits"),
+    "a duplicate key that is no text": (b'{"\\ud800": 1, "\\ud800": 2}', "the key stands twice"),
+    "control characters in a key": (row(chosen="absent", **{"chos\x1b[0men": "x"}), r"columns.chosen=chos\\x1b\[0men"),
     "duplicate key": (b'{"prompt": "a", "prompt": "b", "chosen": "c"}', "'prompt': the key stands twice"),
     # encoding
     "not UTF-8": (row(chosen="x").replace(b'"x"', b'"\xff"'), "byte .* is not UTF-8"),
@@ -81,7 +84,7 @@ REFUSED = {
     "content is null": (chat([{"role": "user", "content": None}], "b", "c"), "content is null, expected a text"),
     "content is missing": (chat([{"role": "user"}], "b", "c"), "content is null"),
     "content is a list of parts": (chat([{**USER, "content": [{"type": "text"}]}], "b", "c"), "content is a list"),
-    "tool calls": (chat([USER], [{**BOT, "tool_calls": [{"name": "f"}]}], "c"), "tool_calls are not supported"),
+    "tool calls": (chat([USER], [{**BOT, "tool_calls": [{"name": "f"}]}], "c"), "tool_calls: not supported"),
     "no messages": (chat([], "b", "c"), "'prompt': the list of messages is empty"),
     "no messages in chosen": (chat([USER], [], "c"), "'chosen': the list of messages is empty"),
     "only a system message": (chat([SYSTEM], "b", "c"), "the last message is the system's, so nothing is asked"),
@@ -104,6 +107,13 @@ REFUSED = {
     "both ranks and scores": (ranked(scores=[1, 2, 3]), "needs ranks or scores, one of them"),
     "ranks of another length": (ranked(ranks=[1, 2]), "2 ranks for 3 responses"),
     "a rank that is a text": (ranked(ranks=["1", "2", "3"]), "'ranks': found '1', expected numbers"),
+    "a rank beyond all numbers": (ranked(ranks=[1, 10**400, 2]), "'ranks': found .*, expected numbers"),
+    "a pair beside a list": (row(responses=["a", "b"], ranks=[1, 2]), "'responses': found chosen/rejected"),
+    "thoughts": (chat([USER], [{**BOT, "reasoning_content": "hm"}], [OTHER]), "reasoning_content: not supported"),
+    "a dialogue that the responses repeat": (
+        row(prompt=HH, chosen=HH + " plot", rejected=HH + " cast"),
+        "both responses repeat the whole dialogue .*data.columns.prompt=null",
+    ),
     "a rank that is not a number": (ranked(ranks=[1, float("nan"), 2]), "found nan, expected numbers"),
     "one response": (ranked(responses=["a"], ranks=[1]), "a list of two or more"),
     "a response that is null": (ranked(responses=[" plot", None, " cast"]), r"responses\[1\].*found null"),
@@ -127,6 +137,10 @@ WARNED = {
     "a duplicate": (row(), "exact duplicates"),
     "cut response": (row(chosen=" plot" * 60), "have no end token"),
     "special token in text": (row(chosen=" plot </s> cast"), "spell a special token"),
+    "a prompt that the responses repeat": (
+        row(prompt="plot :", chosen="plot : witty", rejected="plot : dull"),
+        "begin with the whole prompt",
+    ),
     "no space": (row(prompt="review of a plot", chosen="music plot", rejected="music cast"), "runs into the response"),
 }
 
@@ -137,6 +151,8 @@ TRAINED = {
     "unicode": (row(chosen=" \u2028 é 😀 \x00"), 3),
     "CRLF": (row() + b"\r", 3),
     "messages with other keys": (chat([{**USER, "name": "x", "tool_calls": None}], [BOT], [OTHER]), 3),
+    "scores beside a pair": (row(scores=0.7, ranks={"a": 1}, responses="both"), 3),
+    "a null pair beside a list": (ranked(chosen=None, rejected=None), 5),
     "null lists beside a pair": (row(responses=None, ranks=None), 3),
     "ranked list": (ranked(), 5),
     "ranked by scores, one tie": (ranked(ranks="absent", scores=[0.5, 0.5, 2.0]), 4),
@@ -207,6 +223,39 @@ def test_warned(name, read):
 def test_trained(name, read):
     case, pairs = TRAINED[name]
     assert len(read(case).train_pairs) == pairs
+
+
+@pytest.mark.parametrize(
+    ("case", "said"),
+    [
+        (row(w=10**400), "rows.jsonl:2: field 'w': found 1000.*expected a number in"),
+        (row(), "rows.jsonl:2: field 'w': the field is missing; found 'prompt', 'chosen', 'rejected'"),
+    ],
+)
+def test_a_weight_is_a_number(case, said, tokenizer, tmp_path):
+    (tmp_path / "rows.jsonl").write_bytes(row(w=1) + b"\n" + case)
+    data = PreferenceDataModule(tokenizer, tmp_path / "rows.jsonl", weight_column="w", cache_dir=tmp_path / "tokens")
+    with pytest.raises(DataError, match=said):
+        data.setup()
+
+
+@pytest.mark.parametrize("columns", [{"chosen": "better"}, {"prompt": "ask"}])
+def test_a_field_is_named_as_in_the_file(columns, read):
+    (name,) = columns.values()
+    with pytest.raises(DataError, match=f"rows.jsonl:1: field '{name}'"):
+        read(row(), columns=columns)
+
+
+def test_rows_that_the_chat_template_refuses_are_all_counted(tokenizer, tmp_path):
+    """Also those of the chunks that are only parsed, after the first bad one."""
+    bad = chat([USER, {"role": "tool", "content": "x"}], "music", "cast") + b"\n"
+    (tmp_path / "rows.jsonl").write_bytes(bad * 2500)
+    refuses = "{% for m in messages %}{% if m.role == 'tool' %}{{ raise_exception('no') }}{% endif %}{% endfor %}"
+    data = PreferenceDataModule(
+        tokenizer, tmp_path / "rows.jsonl", chat_template=refuses, cache_dir=tmp_path / "tokens"
+    )
+    with pytest.raises(DataError, match="2499 more rows"):
+        data.setup()
 
 
 def test_all_bad_rows_are_counted_by_kind_and_the_first_is_named(read):

@@ -7,6 +7,7 @@ import pytest
 import torch
 
 from lightning_dpo import PreferenceDataModule
+from lightning_dpo.errors import DataError
 from lightning_dpo.samples import distinct_prompts
 
 
@@ -102,5 +103,5 @@ def test_a_chat_template_comes_as_text_or_as_a_file(reviews, tmp_path):
         data.setup()
         batches.append(data.train_pairs.select([0]))
     assert torch.equal(batches[0].chosen.values, batches[1].chosen.values)
-    with pytest.raises(FileNotFoundError):
+    with pytest.raises(DataError, match="data.chat_template=no_such"):
         PreferenceDataModule(reviews / "model", rows, chat_template="no_such.jinja")

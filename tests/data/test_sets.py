@@ -9,6 +9,7 @@ import torch
 from lightning_dpo import PreferenceDataModule
 from lightning_dpo.data.sets import EpochSampler
 from lightning_dpo.errors import DataError
+from lightning_dpo.signatures import ArgumentError
 
 
 def epoch(order: EpochSampler, number: int) -> list[int]:
@@ -93,7 +94,7 @@ def test_a_later_epoch_goes_on_in_its_own_order(mixture):
     loader.sampler.set_epoch(2)
     whole = [batch.index.tolist() for batch in loader]
     goes_on = mixture()
-    goes_on.load_state_dict({"epoch": 2, "batches": 5, "rows_used": 0})
+    goes_on.load_state_dict({"epoch": 2, "batches": 5, "rows_used": 0, "stream_counts": {}})
     assert [batch.index.tolist() for batch in goes_on.train_dataloader()] == whole[5:]
 
 
@@ -138,3 +139,28 @@ def test_a_batch_is_put_together_in_a_millisecond(reviews):
         loader.collate_fn(positions)
         times.append(time.perf_counter() - start)
     assert sorted(times)[25] < 2e-3  # 0.5 ms when the machine is idle; a busy machine is given room
+
+
+@pytest.mark.parametrize("val", [0.1, None])
+def test_a_source_that_gives_no_pair_to_a_side_is_left_out_there(reviews, few_reviews, tmp_path, val):
+    (tmp_path / "one.jsonl").write_text(few_reviews.read_text().splitlines()[0])
+    (tmp_path / "none.jsonl").write_text('{"prompt": "plot", "chosen": " cast", "rejected": " cast"}')
+    train = [str(few_reviews), str(tmp_path / "one.jsonl"), str(tmp_path / "none.jsonl")]
+    data = PreferenceDataModule(reviews / "model", train, val=val, batch_size=4, cache_dir=tmp_path / "tokens")
+    data.setup()
+    assert 0 in data.train_pairs.sizes and all(len(pairs) for pairs in data.pairs().values())
+    loaders = [data.train_dataloader(), *data.val_dataloader()]
+    assert sum(len(batch) for loader in loaders for batch in loader) == 49
+
+
+def test_a_set_without_a_pair_says_what_became_of_the_rows(reviews, tmp_path):
+    (tmp_path / "none.jsonl").write_text('{"prompt": "plot", "chosen": " cast", "rejected": " cast"}')
+    data = PreferenceDataModule(reviews / "model", tmp_path / "none.jsonl", val=0.1, cache_dir=tmp_path / "tokens")
+    with pytest.raises(DataError, match="no pair is left of the rows; dropped: {'identical': 1}"):
+        data.setup()
+
+
+@pytest.mark.parametrize("options", [dict(on_bad_row="Stop"), dict(turns="All"), dict(val=-0.1), dict(ranked="best")])
+def test_python_too_is_told_what_is_allowed(reviews, few_reviews, options):
+    with pytest.raises(ArgumentError, match="allowed"):
+        PreferenceDataModule(reviews / "model", few_reviews, **options)

@@ -1,6 +1,7 @@
 """Tokenised sources are found by what changes them and by nothing else; several processes give the same entry."""
 
 import json
+from functools import partial
 
 import numpy as np
 import pytest
@@ -9,6 +10,8 @@ import torch
 from lightning_dpo import PreferenceDataModule
 from lightning_dpo.data import encode
 from lightning_dpo.data.report import data_report
+from lightning_dpo.data.sources import Source
+from lightning_dpo.errors import DataError
 from lightning_dpo.models import load_tokenizer
 
 TEMPLATE = "{% for m in messages %}{{ m.content }} {% endfor %}"
@@ -141,3 +144,26 @@ def test_read_is_trained_and_held_out_and_dropped(reviews, few_reviews, tmp_path
     data.setup()
     counted = data_report(data)["pairs"]
     assert counted["read"] == 51 == counted["train"] + counted["val"] + counted["dropped"] and counted["dropped"] >= 2
+
+
+def test_a_run_that_refuses_a_row_leaves_the_entry_to_those_that_drop_it(reviews, few_reviews, tmp_path, caplog):
+    (tmp_path / "rows.jsonl").write_text(few_reviews.read_text() + "broken\n")
+    make = partial(PreferenceDataModule, reviews / "model", tmp_path / "rows.jsonl", cache_dir=tmp_path / "tokens")
+    drops = make(on_bad_row="drop")
+    drops.setup()
+    with pytest.raises(DataError, match="rows.jsonl:49: not JSON"):
+        make().setup()
+    assert drops.train_pairs.where(3) and data_report(drops)["pairs"]["dropped"] == 1 and "damaged" not in caplog.text
+
+
+def test_a_file_that_changes_while_it_is_read_is_not_kept(entries, few_reviews, tmp_path, monkeypatch):
+    read = Source.chunks
+
+    def changed(self, streaming=False):
+        few_reviews.write_text(few_reviews.read_text().replace("witty", "moving"))
+        return read(self, streaming)
+
+    monkeypatch.setattr(Source, "chunks", changed)
+    with pytest.raises(DataError, match="has changed while it was read"):
+        entries(few_reviews)
+    assert not list((tmp_path / "tokens").glob("*/manifest.json"))

@@ -78,3 +78,32 @@ def test_bad_rows_of_a_stream_can_be_dropped_and_are_counted(make, few_reviews, 
 def test_what_a_stream_cannot_do_is_refused(make, options, said):
     with pytest.raises(DataError, match=said):
         make(**options)
+
+
+def test_rows_after_the_last_batch_are_counted_too(make, few_reviews, tmp_path):
+    lines = few_reviews.read_text().splitlines(keepends=True)[:5]
+    same = json.dumps(dict(prompt="plot", chosen=" cast", rejected=" cast")) + "\n"
+    (tmp_path / "rows.jsonl").write_text("".join(lines) + same * 3 + "broken\n")
+    data = make(tmp_path / "rows.jsonl", on_bad_row="drop", shuffle=False)
+    for batch in data.train_dataloader():
+        data.used(batch, epoch=0)
+    assert data.stream_counts == {"pairs": 5, "identical": 3, "json": 1}
+
+
+def test_a_run_that_goes_on_counts_each_row_once(make, few_reviews, tmp_path, monkeypatch):
+    monkeypatch.setattr(stream, "BUFFER", 8)
+    lines = few_reviews.read_text().splitlines(keepends=True)
+    (tmp_path / "rows.jsonl").write_text("".join(line + "broken\n" for line in lines))
+    stopped, goes_on = (make(tmp_path / "rows.jsonl", on_bad_row="drop") for _ in range(2))
+    for _, batch in zip(range(4), stopped.train_dataloader(), strict=False):
+        stopped.used(batch, epoch=0)
+    goes_on.load_state_dict(stopped.state_dict())
+    for batch in goes_on.train_dataloader():
+        goes_on.used(batch, epoch=0)
+    assert goes_on.stream_counts == {"pairs": 48, "json": 48}
+
+
+def test_a_stream_without_a_pair_is_refused(make, tmp_path):
+    (tmp_path / "rows.jsonl").write_text(json.dumps(dict(prompt="plot", chosen=" cast", rejected=" cast")))
+    with pytest.raises(DataError, match="no pair is left of the rows of the stream: {'identical': 1}"):
+        list(make(tmp_path / "rows.jsonl").train_dataloader())

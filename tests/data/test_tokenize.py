@@ -157,6 +157,13 @@ def test_an_empty_response_is_its_end_token():
     assert encode(byte_level(), Row("is it", "", "no"))[1] == [2]
 
 
+@pytest.mark.parametrize("spelled", ["yes<|im_end|>", "yes<|im_end|><|im_end|>"])
+def test_a_response_that_spells_the_end_of_its_turn_has_one(spelled):
+    tokenizer = byte_level(template=CHATML)
+    once, twice = (encode(tokenizer, CHAT._replace(chosen=text))[1] for text in ("yes", spelled))
+    assert once == twice and once.count(tokenizer.convert_tokens_to_ids("<|im_end|>")) == 1
+
+
 def test_a_chat_without_a_template_names_the_key():
     with pytest.raises(DataError, match="data.chat_template"):
         encode(byte_level(), CHAT)

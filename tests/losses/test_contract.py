@@ -155,6 +155,13 @@ class TestWithReference:
             shipped(name)(changed(full(), **NO_REFERENCE))
 
 
+@pytest.mark.parametrize("name", sorted(REFERENCE_FREE - {"orpo"}))
+def test_the_margin_of_a_reference_free_loss_is_the_difference_of_its_rewards(name):
+    """But for orpo's, the difference of log-odds."""
+    result = shipped(name)(full())
+    torch.testing.assert_close(result.margin, result.chosen_reward - result.rejected_reward)
+
+
 @pytest.mark.parametrize("name", sorted(REFERENCE_FREE))
 def test_a_reference_free_loss_does_not_look_at_a_reference(name):
     with_one, without = shipped(name)(full()), shipped(name)(changed(full(), **NO_REFERENCE))

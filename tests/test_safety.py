@@ -321,11 +321,13 @@ def test_what_a_jobs_child_processes_print_is_cleaned(secrets, tmp_path):
     assert (tmp_path / "output.log").read_bytes() == b"[HF_TOKEN]\n\xff\n"
 
 
-def test_a_worker_that_was_started_afresh_prints_no_secret(secrets, capfd):
+def test_a_worker_that_was_started_afresh_prints_no_secret(secrets, capfd, tmp_path):
     worker = multiprocessing.get_context("spawn").Process(target=worker_prints)
     worker.start()
     worker.join()
-    assert worker.exitcode == 0 and capfd.readouterr() == ("[HF_TOKEN]\n", "[WANDB_API_KEY]\n")
+    out, err = capfd.readouterr()
+    assert worker.exitcode == 0 and out.endswith("[HF_TOKEN]\n") and err.endswith("[WANDB_API_KEY]\n")
+    assert leaks(tmp_path, out, err) == []
 
 
 def worker_prints():

@@ -204,7 +204,11 @@ def explain(error: BaseException, overrides: list[str]) -> str:
                 f"{override}: a group takes a name; allowed: {', '.join(sorted(p.stem for p in group.glob('*.yaml')))}"
             )
         if f"'{key}'" in text and "Could not override" in text:
-            near = difflib.get_close_matches(key, [k for k in known_keys() if k.count(".") == key.count(".")])
+            known = known_keys()
+            if key in known:  # in the default run
+                groups = [o for o in overrides if Path(config_folder(), o.partition("=")[0]).is_dir()]
+                return f"{override}: no such key with {' '.join(groups)}"
+            near = difflib.get_close_matches(key, [k for k in known if k.count(".") == key.count(".")])
             hint = f"did you mean {' or '.join(near)}?" if near else _allowed_beside(key)
             return f"{override}: no such key; {hint}"
         if "Could not find" in text and key in text:

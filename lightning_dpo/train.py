@@ -43,6 +43,9 @@ def command() -> None:
         config.refuse_secrets(overrides)
         with sweep.ending():
             job()
+    except BrokenPipeError:  # `--help | head`
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(1)
     except Exception as error:
         if config.is_user_error(error) or isinstance(error, DataError):
             print(f"error: {config.explain(error, overrides)}", file=sys.stderr)

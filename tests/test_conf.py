@@ -159,6 +159,13 @@ def test_hydras_own_errors_become_one_line(override, said):
     assert said in line and "\n" not in line and config.is_user_error(error.value)
 
 
+def test_a_key_that_another_choice_has_is_answered_with_the_choice():
+    with pytest.raises(Exception) as error:
+        composed("loss=orpo", "beta=0.1", "seed=1")
+    line = config.explain(error.value, ["loss=orpo", "beta=0.1", "seed=1"])
+    assert line == "beta=0.1: no such key with loss=orpo"
+
+
 @pytest.mark.parametrize("override", ["logger.wandb.api_key=x", "+hf_token=x", "+a.password=x", "+model.secret=x"])
 def test_secrets_on_the_command_line_are_refused_without_repeating_them(override):
     with pytest.raises(ConfigError, match="environment") as error:

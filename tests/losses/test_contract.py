@@ -5,6 +5,7 @@ import inspect
 import pytest
 import torch
 from hydra.utils import get_method
+from torch.nn.functional import logsigmoid
 
 from lightning_dpo import losses
 from lightning_dpo.losses import PairLogps, ReferenceRequired, needs_of
@@ -153,6 +154,12 @@ class TestWithReference:
     def test_without_a_reference_it_says_what_to_type(self, name):
         with pytest.raises(ReferenceRequired, match="reference=cached"):
             shipped(name)(changed(full(), **NO_REFERENCE))
+
+
+@pytest.mark.parametrize("name", sorted(OWN_MARGIN))
+def test_a_margin_of_its_own_is_the_argument_of_the_loss(name):
+    result = shipped(name, beta=0.3, **({"drop": 0.0} if name == "beta_dpo" else {}))(full())
+    torch.testing.assert_close(result.loss, -logsigmoid(result.margin))
 
 
 @pytest.mark.parametrize("name", sorted(REFERENCE_FREE - {"orpo"}))

@@ -96,8 +96,10 @@ def check(cfg: dict[str, Any]) -> None:
             allowed(node["_target_"], path, f"{path}._target_")
         if path in DOTTED and node is not None:
             allowed(node, path)
-        if node and (reason := _first(IN_THE_SHELL, path)):
+        if node and (reason := _first(IN_THE_SHELL, path.replace("+", "").replace("~", ""))):
             raise ConfigError(f"{path}: not from a configuration, which may be a stranger's; {reason}")
+        if path.startswith("hydra.launcher.") and isinstance(node, str) and not node.isprintable():
+            raise ConfigError(f"{path}: found {node!r}; it stands in a shell script, so in one line")
         if path.startswith(("hydra.job_logging.", "hydra.hydra_logging.")):
             _check_logging(path, node)
 

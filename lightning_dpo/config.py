@@ -22,6 +22,7 @@ from lightning_dpo.errors import ConfigError
 from lightning_dpo.signatures import ArgumentError, check_arguments
 
 SPECIAL = ("_target_", "_partial_", "_recursive_", "_convert_", "_args_")
+PROXY = "set a variable of the shell instead, such as HTTPS_PROXY"
 NO_NAME = "Config group override must be a string or a list"
 
 
@@ -40,6 +41,8 @@ def refuse_secrets(overrides: list[str]) -> None:
             raise ConfigError(f"{key}=...: secrets come from the environment (WANDB_API_KEY, HF_TOKEN), not from a key")
         if name := redact.holder(override):
             raise ConfigError(f"{redact.redact(key)}=... holds the value of {name}, which would stand in every file")
+        if redact.IN_URL.search(override):
+            raise ConfigError(f"{key}=... holds a password, which would stand in every file; {PROXY}")
 
 
 def _refuse_secret_values(plain: dict[str, Any], choices: dict[str, str | None]) -> None:
@@ -50,6 +53,8 @@ def _refuse_secret_values(plain: dict[str, Any], choices: dict[str, str | None])
             raise ConfigError(f"{told}: secrets come from the environment (WANDB_API_KEY, HF_TOKEN), not from a key")
         if name := redact.holder(path) or (isinstance(node, str) and redact.holder(node)):
             raise ConfigError(f"{told} holds the value of {name}, which would stand in every file; leave it out")
+        if isinstance(node, str) and redact.IN_URL.search(node):
+            raise ConfigError(f"{told} holds a password, which would stand in every file; {PROXY}")
 
 
 def check(cfg: DictConfig, choices: dict[str, str | None], overrides: list[str]) -> None:
@@ -89,6 +94,8 @@ def check(cfg: DictConfig, choices: dict[str, str | None], overrides: list[str])
 
 def _check_combinations(cfg: dict[str, Any]) -> None:
     trainer = cfg["trainer"]
+    if not str(cfg["objective"]).startswith(("train/", "val/")):
+        raise ConfigError(f"objective={cfg['objective']}: names of metrics begin with train/ or val/; see metrics.csv")
     for name in ("callbacks", "logger"):
         if name in trainer:
             raise ConfigError(
@@ -200,14 +207,12 @@ def explain(error: BaseException, overrides: list[str]) -> str:
         key, _, value = override.partition("=")
         key = key.lstrip("+~")
         if text.startswith(NO_NAME) and value == "null" and (group := Path(config_folder(), key)).is_dir():
-            return (
-                f"{override}: a group takes a name; allowed: {', '.join(sorted(p.stem for p in group.glob('*.yaml')))}"
-            )
+            names = ", ".join(sorted(p.stem for p in group.glob("*.yaml")))
+            return f"{override}: a group takes a name; allowed: {names}"
         if f"'{key}'" in text and "Could not override" in text:
             known = known_keys()
             if key in known:  # in the default run
-                groups = [o for o in overrides if Path(config_folder(), o.partition("=")[0]).is_dir()]
-                return f"{override}: no such key with {' '.join(groups)}"
+                return f"{override}: no such key with {' '.join(o for o in overrides if _is_group(o))}"
             near = difflib.get_close_matches(key, [k for k in known if k.count(".") == key.count(".")])
             hint = f"did you mean {' or '.join(near)}?" if near else _allowed_beside(key)
             return f"{override}: no such key; {hint}"
@@ -215,6 +220,10 @@ def explain(error: BaseException, overrides: list[str]) -> str:
             return f"{override}: {text}"
     cause = error.__cause__
     return text if cause is None or str(cause).splitlines()[:1] == text.splitlines()[:1] else f"{text} ({cause})"
+
+
+def _is_group(override: str) -> bool:
+    return Path(config_folder(), override.partition("=")[0]).is_dir()
 
 
 def known_keys() -> list[str]:

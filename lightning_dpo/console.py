@@ -187,7 +187,8 @@ def footer(metrics: MetricsCSV, samples: SampleCallback, folder: RunFolder) -> N
         console.print(table)
     if TABLE["accuracy"] in metrics.last:
         console.print("Where the policy is its own reference, every pair ties, and a tie counts as wrong.", style="dim")
-    for before, after in list(zip(samples.first, samples.last, strict=True))[:3]:
+    drawn = zip(samples.first, samples.last, strict=True) if "val/samples/length" in metrics.last else ()
+    for before, after in list(drawn)[:3]:
         text = Text(f"{before.prompt}\n").append("  before  ", style="dim").append(before.text.strip())
         console.print(text.append("\n  after   ", style="dim").append(after.text.strip()))
     written = sorted(p.name + ("/" if p.is_dir() else "") for p in folder.path.iterdir())

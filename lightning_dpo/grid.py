@@ -19,7 +19,7 @@ OF_ONE_JOB = {
 def refuse(typed: list[str], launcher: str) -> None:
     """Errors: ConfigError for what a sweep would ignore or spoil, or cannot do here."""
     for key, reason in OF_ONE_JOB.items():
-        if any(override.startswith(f"{key}=") for override in typed):
+        if any(override.lstrip("+").startswith(f"{key}=") for override in typed):
             raise ConfigError(f"{key}=... in a sweep {reason}")
     for override in typed:
         if override.startswith("resume=") and override not in ("resume=auto", "resume=never"):
@@ -34,7 +34,7 @@ def refuse(typed: list[str], launcher: str) -> None:
 def refuse_alone(typed: list[str]) -> None:
     """Errors: ConfigError for a key that means nothing to a single run."""
     for override in typed:
-        if override.partition("=")[0] in ("sweep_name", "launcher"):
+        if override.lstrip("+").partition("=")[0] in ("sweep_name", "launcher"):
             raise ConfigError(f"{override} without a sweep; type -m, with several values for a key: -m beta=0.1,0.5")
 
 

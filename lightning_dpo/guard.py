@@ -1,5 +1,6 @@
 """Hydra acts on its own part of a configuration before a run begins: it is checked where Hydra composes it."""
 
+import inspect
 from functools import wraps
 from typing import Any
 
@@ -21,10 +22,19 @@ def install() -> None:
     @wraps(compose)
     def checked(*args: Any, **kwargs: Any) -> DictConfig:
         cfg = compose(*args, **kwargs)
+        given = inspect.signature(compose).bind(*args, **kwargs).arguments["overrides"]
+        _check_typed(cfg, given)
         check(cfg)
         return cfg
 
     ConfigLoaderImpl.load_configuration = checked  # type: ignore[method-assign]
+
+
+def _check_typed(cfg: DictConfig, given: list[str]) -> None:
+    """What counts as typed is what was typed: Hydra adds it to a list that may stand in a file."""
+    counted = [*cfg.hydra.overrides.task, *cfg.hydra.overrides.hydra]
+    if smuggled := [o for o in counted if o not in given and not o.startswith("hydra.mode=")]:
+        raise ConfigError(f"hydra.overrides: {smuggled[0]} stands in a file, and nobody typed it; take it out")
 
 
 def check(cfg: DictConfig) -> None:

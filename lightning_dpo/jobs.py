@@ -38,6 +38,15 @@ BESIDE = ("output_dir", "run_name", "sweep_name", "logger", "resume", "resume_ov
 """Keys that say where a run's numbers go and how it goes on; they do not make it another run."""
 
 
+FREE = (
+    *("output_dir", "run_name", "sweep_name", "logger", "resume", "resume_override", "checkpoint", "hydra"),
+    *("objective", "reference.cache_dir"),
+    *(f"trainer.{name}" for name in ("max_time", "enable_progress_bar", "enable_model_summary", "default_root_dir")),
+    *(f"data.{name}" for name in ("num_workers", "num_proc", "cache_dir", "report", "report_plot", "report_ches")),
+)
+"""Keys, with all below them, that a run may change where it goes on: they change no number."""
+
+
 class JobFailed(RuntimeError):
     """A job failed, and its folder says how. It travels between processes, and holds no frames, so no model either."""
 
@@ -137,10 +146,15 @@ def flat(node: Any, path: str = "") -> Iterator[tuple[str, Any]]:
         yield from flat(child, f"{path}.{name}" if path else str(name))
 
 
+def is_free_to_change(key: str) -> bool:
+    return any(key == free or key.startswith(f"{free}.") for free in FREE)
+
+
 def changed(former: dict[str, Any], config: dict[str, Any]) -> list[str]:
     """The keys whose values differ, as `key old -> new`; empty where there is nothing to compare with."""
     old = former.get("config", config)
     keys = [key for key in {**old, **config} if old.get(key) != config.get(key)]
+    keys = [key for key in keys if key == "objective" or not is_free_to_change(key)]
     return [f"{key} {old.get(key)} -> {config.get(key)}" for key in keys]
 
 

@@ -15,7 +15,7 @@ from filelock import FileLock, Timeout
 from omegaconf import DictConfig, OmegaConf
 from transformers import PreTrainedTokenizerBase
 
-from lightning_dpo import checkpoint, models
+from lightning_dpo import checkpoint, jobs, models
 from lightning_dpo.errors import ConfigError
 from lightning_dpo.files import whole_folder, write_json
 from lightning_dpo.module import DPOModule
@@ -27,14 +27,6 @@ PACKAGES = ("lightning-dpo", "torch", "lightning", "transformers", "hydra-core",
 LOCK = ".run.lock"
 WRITTEN = ("metrics.csv", "samples.jsonl", "summary.json")
 """Files that only a run has written."""
-
-FREE = (
-    *("output_dir", "run_name", "sweep_name", "logger", "resume", "resume_override", "checkpoint", "hydra"),
-    *("objective", "reference.cache_dir"),
-    *(f"trainer.{name}" for name in ("max_time", "enable_progress_bar", "enable_model_summary", "default_root_dir")),
-    *(f"data.{name}" for name in ("num_workers", "num_proc", "cache_dir", "report", "report_plot", "report_ches")),
-)
-"""Keys, with all below them, that a run may change where it goes on: they change no number."""
 
 
 class RunFolder:
@@ -49,7 +41,7 @@ class RunFolder:
     def __init__(self, cfg: DictConfig, config: Mapping[str, Any]):
         self.path = Path(cfg.output_dir).absolute()
         self.cfg = cfg
-        self.config = {k: v for k, v in config.items() if not any(k == f or k.startswith(f"{f}.") for f in FREE)}
+        self.config = {k: v for k, v in config.items() if not jobs.is_free_to_change(k)}
         try:
             self.path.mkdir(parents=True, exist_ok=True)
             (self.path / LOCK).touch()
@@ -76,7 +68,7 @@ class RunFolder:
         if self.cfg.resume == "never" and (used := [name for name in WRITTEN if (self.path / name).exists()]):
             told = f"{self.path} holds a run already ({', '.join(used)})"
             raise ConfigError(f"resume=never: {told}; type another output_dir=...")
-        if not path.exists():
+        if not path.exists() or self._from_elsewhere():
             return None
         if (whole := checkpoint.newest(self.path / "checkpoints")) and self._compare(whole):
             return None
@@ -97,8 +89,12 @@ class RunFolder:
             start = Path(self.cfg.resume)
             if not start.is_file():
                 raise ConfigError(f"resume={start}: no such file; allowed: auto, never, the path of a checkpoint")
+        if self._from_elsewhere() and (used := [name for name in WRITTEN if (self.path / name).exists()]):
+            told = f"{self.path} holds another run ({', '.join(used)})"
+            raise ConfigError(f"resume={start}: {told}; type another output_dir=...")
         if start is not None:
             self._compare(start, data)
+            (self.path / "summary.json").unlink(missing_ok=True)  # of an end that is none any more
         else:
             if (self.path / "metrics.csv").exists():
                 log.warning("%s: the run that began here had saved no checkpoint; it starts again", self.path)
@@ -106,6 +102,11 @@ class RunFolder:
                 (self.path / name).unlink(missing_ok=True)
         (self.path / "config.yaml").write_text(OmegaConf.to_yaml(self.cfg, resolve=True), encoding="utf-8")
         return start
+
+    def _from_elsewhere(self) -> bool:
+        """Whether the run goes on from a checkpoint of another folder."""
+        named = self.cfg.resume not in ("auto", "never")
+        return named and Path(self.cfg.resume).absolute().parent != self.path / "checkpoints"
 
     def _compare(self, path: Path, data: list[str] | None = None) -> bool:
         """Whether a checkpoint is of another run, where `resume_override` allows that."""

@@ -8,6 +8,7 @@ from typing import Annotated, Any, NamedTuple
 
 import lightning as L
 import torch
+from lightning.pytorch.trainer.states import TrainerFn
 from lightning.pytorch.utilities import rank_zero_only
 
 from lightning_dpo.batch import Ragged
@@ -41,7 +42,7 @@ class SampleCallback(L.Callback):
 
     Args:
         n: completions; 0 draws none. Where there are fewer prompts, each gets several.
-        every: draw at every this many validations.
+        every: draw at every this many validations, and at the last.
         max_new_tokens: a completion that has not ended by then is cut.
         scorer: texts of the completions -> one number each (logged as `reward`), or a dict of such lists by name.
         seed: of the draws; the same at each validation, so that completions compare.
@@ -72,7 +73,8 @@ class SampleCallback(L.Callback):
     @rank_zero_only
     def on_validation_epoch_end(self, trainer: L.Trainer, pl_module: DPOModule) -> None:  # type: ignore[override]
         self.validations += 1
-        if self.n == 0 or (self.validations - 1) % self.every:
+        last = trainer.state.fn != TrainerFn.FITTING or trainer.global_step >= trainer.estimated_stepping_batches
+        if self.n == 0 or ((self.validations - 1) % self.every and not last):
             return
         self.last = self.draw(trainer, pl_module)
         self.first = self.first or self.last

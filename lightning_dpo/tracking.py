@@ -54,6 +54,9 @@ class MetricsCSV(Logger):
     def log_metrics(self, metrics: dict[str, float], step: int | None = None) -> None:
         self.first = {**metrics, **self.first}
         self.last.update(metrics)
+        if "val/loss" in metrics:  # a validation without completions leaves those of an earlier one behind
+            drawn = ("val/kl", "val/samples/")
+            self.last = {k: v for k, v in self.last.items() if k in metrics or not k.startswith(drawn)}
         if new := [name for name in metrics if name not in self.columns]:
             self._widen(new)
         with open(self.path, "a", newline="", encoding="utf-8") as file:
@@ -64,13 +67,14 @@ class MetricsCSV(Logger):
         """config.yaml has them."""
 
     def state_dict(self) -> dict[str, Any]:
-        return {"rows": self.rows}
+        return {"rows": self.rows, "first": self.first}
 
     def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:
         """Cut off the rows that were written after this state.
 
         Errors: ValueError if rows are missing; a file that does not exist begins with the next row.
         """
+        self.first = dict(state_dict["first"])
         if not self.path.exists():
             return
         self.rows = state_dict["rows"]

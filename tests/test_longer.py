@@ -1,6 +1,7 @@
 """A run that has ended goes on with a later end: `resume_override=true`, and the same command otherwise."""
 
 import csv
+import json
 
 import pytest
 
@@ -80,3 +81,25 @@ def test_a_run_that_stopped_early_is_at_its_end(folder):
     (early / "summary.json").unlink()  # killed just before it was written
     before = steps(early), weights(early)
     assert (steps(folder("early", "trainer.max_epochs=3", STOP % (EARLY, 1))), weights(early)) == before
+
+
+def test_an_extension_that_was_stopped_goes_on_by_the_same_command(folder):
+    """The summary of the former end says nothing any more."""
+    folder("whole", "trainer.max_steps=2", "trainer.max_epochs=9")
+    more = ["trainer.max_steps=5", "trainer.max_epochs=9", "resume_override=true"]
+    whole = folder("whole", *more)
+    last, checkpoints = weights(whole), whole / "checkpoints"
+    (whole / "summary.json").unlink()
+    assert weights(folder("whole", *more)) == last and (whole / "summary.json").exists() and checkpoints.exists()
+
+
+def test_a_checkpoint_of_another_folder_needs_a_folder_of_its_own(folder, command, short, tmp_path):
+    start = folder("start", "trainer.max_steps=2") / "checkpoints" / "last.ckpt"
+    options = [o for o in short if not o.startswith("output_dir")] + [*CONSTANT, f"resume={start}"]
+    code, said = command(*options, "trainer.max_steps=2", f"output_dir={folder('other', 'trainer.max_steps=1')}")
+    assert code == 2 and "holds another run" in said
+    code, said = command(*options, "trainer.max_steps=3", "resume_override=true", f"output_dir={tmp_path}/fresh")
+    assert code == 0, said
+    both = (start.parent.parent, tmp_path / "fresh")
+    first = [json.loads((f / "summary.json").read_text())["metrics_at_start"] for f in both]
+    assert first[0] == first[1], "the start is the run's, not the continuation's"

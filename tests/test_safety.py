@@ -131,6 +131,8 @@ def test_a_target_that_an_interpolation_makes_is_refused(stranger):
         ("job: {name: '../../x'}", "hydra.job.name"),
         ("job: {env_set: {LIGHTNING_DPO_ALLOW: smuggled}}", "hydra.job.env_set.LIGHTNING_DPO_ALLOW"),
         ("sweeper: {params: {model.trust_remote_code: true}}", "hydra.sweeper.params.model.trust_remote_code"),
+        ("sweeper: {params: {++model.trust_remote_code: true}}", "hydra.sweeper.params.++model.trust_remote_code"),
+        ("overrides: {task: [model.trust_remote_code=true]}", "hydra.overrides: model.trust_remote_code=true"),
     ],
 )
 @pytest.mark.parametrize("sweep", [False, True])
@@ -142,6 +144,11 @@ def test_what_hydra_itself_would_run_is_refused_before_it_does(stranger, command
     (line,) = [line for line in said.splitlines() if line.startswith("error: ")]
     assert code == 2 and key in line and "Traceback" not in said
     assert {p.name for p in stranger.iterdir()} <= {"smuggled.py", "theirs", "__pycache__"}, "nothing was written"
+
+
+def test_a_text_of_a_launcher_adds_no_line_to_its_script():
+    with pytest.raises(ConfigError, match="hydra.launcher.comment"):
+        allow.check({"hydra": {"launcher": {"comment": "a\ntouch ran\n#"}}})
 
 
 def test_remote_code_of_a_model_is_asked_for_on_the_command_line_alone():
@@ -296,6 +303,14 @@ def test_a_configuration_that_holds_a_secret_is_refused_without_repeating_it(sec
 def test_a_secret_typed_into_any_key_is_refused(command, tmp_path, secrets):
     code, said = command(f"run_name={SECRETS['HF_TOKEN']}")
     assert code == 2 and "holds the value of HF_TOKEN" in said and leaks(tmp_path, said) == []
+
+
+@pytest.mark.parametrize("typed", [True, False])
+def test_a_password_in_a_url_is_refused_without_repeating_it(typed):
+    override = "+logger.wandb.settings.https_proxy='http://bob:hunter2pw@proxy:3128'"
+    with pytest.raises(ConfigError) as error:
+        config.refuse_secrets([override]) if typed else check(override)
+    assert "holds a password" in str(error.value) and "hunter2pw" not in str(error.value)
 
 
 def test_ordinary_variables_are_no_secrets(monkeypatch):

@@ -2,10 +2,12 @@
 
 import json
 from functools import partial
+from types import SimpleNamespace
 
 import lightning as L
 import pytest
 import torch
+from lightning.pytorch.trainer.states import TrainerFn
 
 from lightning_dpo import CachedReference, CopyReference, DPOModule, PreferenceDataModule, losses
 from lightning_dpo.demo import grammar
@@ -69,19 +71,22 @@ def test_a_validation_writes_completions_and_their_true_log_probabilities(review
         assert end["val/kl"] == pytest.approx(sum(r["logp"] - r["ref_logp"] for r in rows[40:]) / 40, rel=1e-4)
 
 
-def test_completions_are_drawn_at_every_nth_validation():
+@pytest.mark.parametrize(("steps_left", "expected"), [(1, [1, 3, 5]), (0, [1, 2, 3, 4, 5])])
+def test_completions_are_drawn_at_every_nth_validation_and_where_no_step_is_left(steps_left, expected):
     drawn = []
     callback = SampleCallback(n=1, every=2)
     callback.draw = lambda *_: drawn.append(callback.validations) or [completion(0, 0)]  # type: ignore[method-assign]
 
     class Nothing:
         global_step = 0
+        estimated_stepping_batches = steps_left
+        state = SimpleNamespace(fn=TrainerFn.FITTING)
         loggers = ()
         log_dict = staticmethod(lambda *_, **__: None)
 
     for _ in range(5):
         callback.on_validation_epoch_end(Nothing(), Nothing())  # type: ignore[arg-type]
-    assert drawn == [1, 3, 5]
+    assert drawn == expected
 
 
 def test_completions_must_fit_into_the_models_positions(reviews, few_reviews):

@@ -132,6 +132,7 @@ class Write(Callback):
     def on_multirun_start(self, config: DictConfig, **kwargs: Any) -> None:
         path = Path(config.hydra.sweep.dir) / FILE
         if not is_bundled(config):
+            path.unlink(missing_ok=True)  # of a former sweep here
             print("optimum    not known for this model and these pairs", flush=True)
             return
         written = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}

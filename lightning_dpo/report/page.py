@@ -64,7 +64,17 @@ def _asset(name: str) -> str:
 
 def _json(content: Any) -> str:
     """JSON that cannot end the script element that it stands in."""
-    return json.dumps(content, ensure_ascii=False, separators=(",", ":")).replace("<", "\\u003c")
+    text = json.dumps(_finite(content), ensure_ascii=False, separators=(",", ":"), allow_nan=False)
+    return text.replace("<", "\\u003c")
+
+
+def _finite(content: Any) -> Any:
+    """JSON has no NaN; the page leaves out points that are null."""
+    if isinstance(content, float):
+        return content if math.isfinite(content) else None
+    if isinstance(content, dict):
+        return {name: _finite(value) for name, value in content.items()}
+    return [_finite(value) for value in content] if isinstance(content, list | tuple) else content
 
 
 def _figures(folder: Path, runs: list[Run], found: list[Point], score: str | None) -> dict[str, Any]:

@@ -142,7 +142,8 @@ def differing(runs: list[Run]) -> list[str]:
     values: dict[str, list[str | None]] = {}
     for key in {key: None for run in runs for key in run.config}:
         texts = [json.dumps(run.config[key], sort_keys=True) if key in run.config else None for run in runs]
-        if key not in BESIDE and not key.startswith("logger.") and len(set(texts) - {None}) > 1:
+        beside = any(key == name or key.startswith(f"{name}.") for name in BESIDE)
+        if not beside and not key.startswith("logger.") and len(set(texts) - {None}) > 1:
             values[key] = texts
     keys = sorted(values, key=lambda key: (key.count("."), ("loss", "beta", "seed", key).index(key)))
     return [k for i, k in enumerate(keys) if not any(_follows(values, k, other) for other in keys[:i])]

@@ -19,6 +19,7 @@ const short = (value) => (value === null || value === undefined ? "–" : String
 function sortable(table) {
   const body = table.tBodies[0];
   const heads = [...table.tHead.rows[0].cells];
+  const order = new Map([...body.rows].map((row, i) => [row, i]));
   heads.forEach((head, column) => {
     if ([...body.rows].some((row) => row.cells[column].dataset.value !== undefined)) head.classList.add("numbers");
     head.firstChild.addEventListener("click", () => {
@@ -28,7 +29,8 @@ function sortable(table) {
       head.setAttribute("aria-sort", up ? "ascending" : "descending");
       const sign = up ? 1 : -1;
       const rows = [...body.rows].map((row) => [row, row.cells[column]]);
-      rows.sort(([, a], [, b]) => {
+      rows.sort(([first, a], [second, b]) => {
+        if (column === 0) return sign * (order.get(first) - order.get(second)); // names as they were sorted here
         if (!numbers) return sign * a.textContent.localeCompare(b.textContent, undefined, { numeric: true });
         const [x, y] = [a, b].map((cell) => Number(cell.dataset.value ?? NaN));
         if (Number.isNaN(x) || Number.isNaN(y)) return Number.isNaN(x) - Number.isNaN(y); // empty cells last

@@ -237,3 +237,16 @@ def test_a_real_run_has_a_page(command, short, tmp_path):
     assert run["curves"]["kl"]["val"][-1][1] == pytest.approx(summary["metrics"]["val/kl"], rel=1e-4)
     assert run["curves"]["rewards/margins"]["train"], "every step"
     assert summary["command"] in found.text and summary["versions"]["torch"] in found.text
+
+
+def test_a_run_that_diverged_does_not_take_the_page_with_it(tmp_path):
+    folders.sweep(tmp_path)
+    metrics = next(tmp_path.glob("*/metrics.csv"))
+    head, *rows = metrics.read_text().splitlines()
+    broken = ",".join([rows[-1].split(",")[0], *["nan" for _ in head.split(",")[1:]]])
+    metrics.write_text("\n".join([head, *rows, broken]) + "\n")
+
+    def refuse(name):
+        raise AssertionError(f"{name} is no JSON")
+
+    json.loads(page(tmp_path).json, parse_constant=refuse)

@@ -22,7 +22,6 @@ from lightning_dpo.errors import ConfigError
 from lightning_dpo.signatures import ArgumentError, check_arguments
 
 SPECIAL = ("_target_", "_partial_", "_recursive_", "_convert_", "_args_")
-PROXY = "set a variable of the shell instead, such as HTTPS_PROXY"
 NO_NAME = "Config group override must be a string or a list"
 
 
@@ -41,8 +40,6 @@ def refuse_secrets(overrides: list[str]) -> None:
             raise ConfigError(f"{key}=...: secrets come from the environment (WANDB_API_KEY, HF_TOKEN), not from a key")
         if name := redact.holder(override):
             raise ConfigError(f"{redact.redact(key)}=... holds the value of {name}, which would stand in every file")
-        if redact.IN_URL.search(override):
-            raise ConfigError(f"{key}=... holds a password, which would stand in every file; {PROXY}")
 
 
 def _refuse_secret_values(plain: dict[str, Any], choices: dict[str, str | None]) -> None:
@@ -53,8 +50,6 @@ def _refuse_secret_values(plain: dict[str, Any], choices: dict[str, str | None])
             raise ConfigError(f"{told}: secrets come from the environment (WANDB_API_KEY, HF_TOKEN), not from a key")
         if name := redact.holder(path) or (isinstance(node, str) and redact.holder(node)):
             raise ConfigError(f"{told} holds the value of {name}, which would stand in every file; leave it out")
-        if isinstance(node, str) and redact.IN_URL.search(node):
-            raise ConfigError(f"{told} holds a password, which would stand in every file; {PROXY}")
 
 
 def check(cfg: DictConfig, choices: dict[str, str | None], overrides: list[str]) -> None:

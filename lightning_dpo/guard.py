@@ -9,6 +9,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from lightning_dpo import allow
 from lightning_dpo.errors import ConfigError
+from lightning_dpo.redact import redact
 from lightning_dpo.resolvers import slug
 
 
@@ -32,9 +33,10 @@ def install() -> None:
 
 def _check_typed(cfg: DictConfig, given: list[str]) -> None:
     """What counts as typed is what was typed: Hydra adds it to a list that may stand in a file."""
-    counted = [*cfg.hydra.overrides.task, *cfg.hydra.overrides.hydra]
-    if smuggled := [o for o in counted if o not in given and not o.startswith("hydra.mode=")]:
-        raise ConfigError(f"hydra.overrides: {smuggled[0]} stands in a file, and nobody typed it; take it out")
+    counted: Any = OmegaConf.to_container(cfg.hydra.overrides, resolve=False)
+    known = [*given, *(o for o in counted["hydra"] if o.startswith("hydra.mode="))]
+    if smuggled := [o for o in (*counted["task"], *counted["hydra"]) if o not in known]:
+        raise ConfigError(f"hydra.overrides: {redact(smuggled[0])} stands in a file, and nobody typed it; take it out")
 
 
 def check(cfg: DictConfig) -> None:

@@ -26,6 +26,7 @@ from omegaconf import DictConfig, OmegaConf, open_dict
 from lightning_dpo import redact
 from lightning_dpo.errors import ConfigError
 from lightning_dpo.files import write_json
+from lightning_dpo.free_keys import is_free_to_change
 
 log = logging.getLogger(__name__)
 
@@ -36,15 +37,6 @@ STAYING = {FILE, LOCK, OUTPUT, "train.log"}
 
 BESIDE = ("output_dir", "run_name", "sweep_name", "logger", "resume", "resume_override", "checkpoint")
 """Keys that say where a run's numbers go and how it goes on; they do not make it another run."""
-
-
-FREE = (
-    *("output_dir", "run_name", "sweep_name", "logger", "resume", "resume_override", "checkpoint", "hydra"),
-    *("objective", "reference.cache_dir"),
-    *(f"trainer.{name}" for name in ("max_time", "enable_progress_bar", "enable_model_summary", "default_root_dir")),
-    *(f"data.{name}" for name in ("num_workers", "num_proc", "cache_dir", "report", "report_plot", "report_ches")),
-)
-"""Keys, with all below them, that a run may change where it goes on: they change no number."""
 
 
 class JobFailed(RuntimeError):
@@ -144,10 +136,6 @@ def flat(node: Any, path: str = "") -> Iterator[tuple[str, Any]]:
         return
     for name, child in node.items():
         yield from flat(child, f"{path}.{name}" if path else str(name))
-
-
-def is_free_to_change(key: str) -> bool:
-    return any(key == free or key.startswith(f"{free}.") for free in FREE)
 
 
 def changed(former: dict[str, Any], config: dict[str, Any]) -> list[str]:

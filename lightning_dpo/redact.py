@@ -47,7 +47,9 @@ def escaped(text: str) -> str:
 
 
 def holder(text: str) -> str | None:
-    """The variable whose value stands in a text."""
+    """The variable whose value stands in a text, or "a URL's password" (HTTPS_PROXY and its like go into the shell)."""
+    if IN_URL.search(text):
+        return "a URL's password"
     return next((name for name, value in secrets().items() if value in text), None)
 
 

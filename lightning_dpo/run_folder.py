@@ -15,9 +15,10 @@ from filelock import FileLock, Timeout
 from omegaconf import DictConfig, OmegaConf
 from transformers import PreTrainedTokenizerBase
 
-from lightning_dpo import checkpoint, jobs, models
+from lightning_dpo import checkpoint, models
 from lightning_dpo.errors import ConfigError
 from lightning_dpo.files import whole_folder, write_json
+from lightning_dpo.free_keys import is_free_to_change
 from lightning_dpo.module import DPOModule
 from lightning_dpo.tracking import Clock, MetricsCSV
 
@@ -41,7 +42,7 @@ class RunFolder:
     def __init__(self, cfg: DictConfig, config: Mapping[str, Any]):
         self.path = Path(cfg.output_dir).absolute()
         self.cfg = cfg
-        self.config = {k: v for k, v in config.items() if not jobs.is_free_to_change(k)}
+        self.config = {k: v for k, v in config.items() if not is_free_to_change(k)}
         try:
             self.path.mkdir(parents=True, exist_ok=True)
             (self.path / LOCK).touch()

@@ -310,7 +310,7 @@ def test_a_password_in_a_url_is_refused_without_repeating_it(typed):
     override = "+logger.wandb.settings.https_proxy='http://bob:hunter2pw@proxy:3128'"
     with pytest.raises(ConfigError) as error:
         config.refuse_secrets([override]) if typed else check(override)
-    assert "holds a password" in str(error.value) and "hunter2pw" not in str(error.value)
+    assert "holds the value of a URL's password" in str(error.value) and "hunter2pw" not in str(error.value)
 
 
 def test_ordinary_variables_are_no_secrets(monkeypatch):

@@ -83,16 +83,6 @@ def test_a_run_that_stopped_early_is_at_its_end(folder):
     assert (steps(folder("early", "trainer.max_epochs=3", STOP % (EARLY, 1))), weights(early)) == before
 
 
-def test_an_extension_that_was_stopped_goes_on_by_the_same_command(folder):
-    """The summary of the former end says nothing any more."""
-    folder("whole", "trainer.max_steps=2", "trainer.max_epochs=9")
-    more = ["trainer.max_steps=5", "trainer.max_epochs=9", "resume_override=true"]
-    whole = folder("whole", *more)
-    last, checkpoints = weights(whole), whole / "checkpoints"
-    (whole / "summary.json").unlink()
-    assert weights(folder("whole", *more)) == last and (whole / "summary.json").exists() and checkpoints.exists()
-
-
 def test_a_checkpoint_of_another_folder_needs_a_folder_of_its_own(folder, command, short, tmp_path):
     start = folder("start", "trainer.max_steps=2") / "checkpoints" / "last.ckpt"
     options = [o for o in short if not o.startswith("output_dir")] + [*CONSTANT, f"resume={start}"]

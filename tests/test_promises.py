@@ -279,7 +279,9 @@ def test_going_on_as_another_run_is_refused_by_the_names_of_the_keys(tmp_path, c
     (tmp_path / "summary.json").write_text('{"objective": {"value": 1}}')
     assert RunFolder(run_config(tmp_path), config).finished() == {"objective": {"value": 1}}
     if change:
-        assert RunFolder(run_config(tmp_path, resume_override=True), config | change).finished() is None
+        extended = RunFolder(run_config(tmp_path, resume_override=True), config | change)
+        assert extended.finished() is None and extended.begin(data) == path
+        assert not (tmp_path / "summary.json").exists(), "where this one is stopped, the same command goes on with it"
     assert told in caplog.text
 
 

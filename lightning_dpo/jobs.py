@@ -24,6 +24,7 @@ from filelock import FileLock, Timeout
 from omegaconf import DictConfig, OmegaConf, open_dict
 
 from lightning_dpo import redact
+from lightning_dpo.content import content
 from lightning_dpo.errors import ConfigError
 from lightning_dpo.files import write_json
 from lightning_dpo.free_keys import is_free_to_change
@@ -120,14 +121,16 @@ def _movable(folder: Path) -> list[Path]:
 
 
 def compared(cfg: DictConfig) -> dict[str, Any]:
-    """The resolved configuration as {dotted key: value}, without BESIDE and without secrets: what makes it this run."""
+    """What makes it this run: the resolved configuration as {dotted key: value}, without BESIDE and without secrets,
+    and the content of the files that it names.
+    """
     cfg = cfg.copy()
     with open_dict(cfg):
         for key in BESIDE:
             cfg[key] = None
     plain = OmegaConf.to_container(cfg, resolve=True)
     found = {key: value for key, value in flat(plain) if not redact.KEY.search(key)}
-    return json.loads(json.dumps(found))  # as it will be read again
+    return json.loads(json.dumps(found | content(found)))  # as it will be read again
 
 
 def flat(node: Any, path: str = "") -> Iterator[tuple[str, Any]]:

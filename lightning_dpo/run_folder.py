@@ -75,15 +75,15 @@ class RunFolder:
             return None
         return json.loads(path.read_text(encoding="utf-8"))
 
-    def begin(self, data: list[str]) -> Path | None:
+    def begin(self, data: Mapping[str, list[str]]) -> Path | None:
         """Write config.yaml; returns the checkpoint from which to go on, None for a run from the start.
 
         Args:
-            data: names of the training data by content, which a run that goes on must share.
+            data: names of each set's data by content, which a run that goes on must share.
 
         Errors: ConfigError for a checkpoint of another run, and where all are damaged.
         """
-        self.about = {"config": self.config, "data": data}
+        self.about = {"config": self.config, "data": dict(data)}
         if self.cfg.resume in ("auto", "never"):
             start = checkpoint.newest(self.path / "checkpoints")
         else:
@@ -109,7 +109,7 @@ class RunFolder:
         named = self.cfg.resume not in ("auto", "never")
         return named and Path(self.cfg.resume).absolute().parent != self.path / "checkpoints"
 
-    def _compare(self, path: Path, data: list[str] | None = None) -> bool:
+    def _compare(self, path: Path, data: Mapping[str, list[str]] | None = None) -> bool:
         """Whether a checkpoint is of another run, where `resume_override` allows that."""
         try:
             about = checkpoint.read(path, lazily=True).get("run")
@@ -123,8 +123,12 @@ class RunFolder:
             for key in {**former, **self.config}
             if former.get(key) != self.config.get(key)
         ]
-        if data is not None and data != about["data"]:
-            changed.append("the content of data.train")
+        if data is not None:
+            changed += [
+                f"the pairs of {name}"
+                for name in {**about["data"], **data}
+                if about["data"].get(name) != data.get(name)
+            ]
         if changed and not self.cfg.resume_override:
             told = f"{path.parent.parent} holds another run ({'; '.join(changed)})"
             raise ConfigError(f"{told}; type another output_dir=..., or resume_override=true to go on all the same")

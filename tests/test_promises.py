@@ -258,7 +258,7 @@ def test_a_second_run_into_one_folder_refuses(tmp_path):
         ({"data.train": "b.jsonl"}, "data.train a.jsonl -> b.jsonl"),
         ({"data.batch_size": 8}, "data.batch_size 4 -> 8"),
         ({"model.path": "other"}, "model.path one -> other"),
-        ({}, "the content of data.train"),
+        ({}, "the pairs of train"),
         ({"trainer.max_time": "00:01:00:00", "data.num_workers": 3, "logger.wandb.mode": "online"}, None),
     ],
 )
@@ -266,10 +266,10 @@ def test_going_on_as_another_run_is_refused_by_the_names_of_the_keys(tmp_path, c
     config = {"loss.beta": 0.1, "loss._target_": "dpo", "data.train": "a.jsonl", "data.batch_size": 4}
     config |= {"model.path": "one", "trainer.max_time": None, "data.num_workers": 0}
     former = RunFolder(run_config(tmp_path), config)
-    assert former.begin(["content"]) is None
+    assert former.begin({"train": ["content"], "val": []}) is None
     path = tmp_path / "checkpoints" / "last.ckpt"
     WholeFiles().save_checkpoint({"run": former.about}, path)
-    data = ["content"] if change else ["edited"]
+    data = {"train": ["content"] if change else ["edited"], "val": []}
     if told is None:
         assert RunFolder(run_config(tmp_path), config | change).begin(data) == path
         return
@@ -295,14 +295,14 @@ def tensors(seed: int) -> dict:
 
 def test_a_checkpoint_may_be_named_and_never_wants_an_empty_folder(tmp_path):
     with pytest.raises(ConfigError, match="resume=.*nothing.ckpt: no such file; allowed: auto, never"):
-        RunFolder(run_config(tmp_path, resume=f"{tmp_path}/nothing.ckpt"), {}).begin([])
+        RunFolder(run_config(tmp_path, resume=f"{tmp_path}/nothing.ckpt"), {}).begin({})
     former = RunFolder(run_config(tmp_path / "former"), {"seed": 1})
-    former.begin([])
+    former.begin({})
     path = tmp_path / "former" / "checkpoints" / "kept.ckpt"
     WholeFiles().save_checkpoint({"run": former.about}, path)
-    assert RunFolder(run_config(tmp_path / "branch", resume=str(path)), {"seed": 1}).begin([]) == path
+    assert RunFolder(run_config(tmp_path / "branch", resume=str(path)), {"seed": 1}).begin({}) == path
     with pytest.raises(ConfigError, match="seed 1 -> 2"):
-        RunFolder(run_config(tmp_path / "branch", resume=str(path)), {"seed": 2}).begin([])
+        RunFolder(run_config(tmp_path / "branch", resume=str(path)), {"seed": 2}).begin({})
     (tmp_path / "former" / "metrics.csv").touch()
     with pytest.raises(ConfigError, match=r"holds a run already \(metrics.csv\)"):
         RunFolder(run_config(tmp_path / "former", resume="never"), {}).finished()

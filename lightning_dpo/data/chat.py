@@ -1,6 +1,9 @@
 """Chats as text: a tokenizer's chat template, and where the assistant's turns stand in what it prints."""
 
+import string
+from datetime import date as Date
 from functools import cached_property
+from pathlib import Path
 from typing import Any, NamedTuple
 
 from transformers import PreTrainedTokenizerBase
@@ -22,11 +25,19 @@ class EndOfTurn(NamedTuple):
 class Chat:
     """Renders messages by the template of a tokenizer.
 
-    Errors: DataError where the tokenizer has no template; BadRow where the template refuses the messages.
+    Args:
+        date: the day (YYYY-MM-DD) that a template prints which asks for today's (`strftime_now`, as Llama 3 does).
+
+    Errors: DataError where the tokenizer has no template, and where it prints a day and none is given, since the same
+    command would train other tokens tomorrow; BadRow where the template refuses the messages.
     """
 
-    def __init__(self, tokenizer: PreTrainedTokenizerBase):
+    def __init__(self, tokenizer: PreTrainedTokenizerBase, date: str | None = None):
         self.tokenizer: Any = tokenizer  # the base class does not declare what fast tokenizers have
+        self.date, self._today = date, "" if date is None else _today(date)
+        self._prints_day = "strftime_now" in str(tokenizer.chat_template)
+        if date is not None and not self._prints_day:
+            raise DataError(f"data.date={date}: the chat template prints no day; leave it out")
 
     def prompt(self, messages: Messages) -> str:
         """The prompt up to where the response begins."""
@@ -89,8 +100,35 @@ class Chat:
                 "the rows are chats, and the tokenizer has no chat template; "
                 "give one by data.chat_template=FILE (Jinja)"
             )
+        if self._prints_day and self.date is None:
+            raise DataError(
+                "the chat template prints the day on which it is rendered (strftime_now), so that the same command "
+                f"would train other tokens tomorrow; type data.date={Date.today()}, or another day"
+            )
         try:
-            return self.tokenizer.apply_chat_template(messages, tokenize=False, **options)
+            template = self._today + self.tokenizer.get_chat_template()
+            return self.tokenizer.apply_chat_template(messages, chat_template=template, tokenize=False, **options)
         except Exception as error:  # Jinja's own, and whatever a template raises
             first = str(error).splitlines()[0] if str(error) else type(error).__name__
             raise BadRow("template", f"the chat template refuses the messages: {printable(first, 120)}") from None
+
+
+def _today(date: str) -> str:
+    """A Jinja macro that stands before the function `strftime_now` of transformers, which takes the clock's day."""
+    try:
+        day = Date.fromisoformat(date)
+    except ValueError as error:
+        raise DataError(f"data.date={date}: {error}; type a day such as 2026-01-31") from None
+    codes = [f"%{dash}{letter}" for dash in ("", "-") for letter in string.ascii_letters]
+    replaced = "".join(f" | replace({code!r}, {day.strftime(code)!r})" for code in codes)
+    return "{%- macro strftime_now(format) -%}{{ format" + replaced + " }}{%- endmacro -%}"
+
+
+def template_text(template: str) -> str:
+    """A Jinja template has braces or spaces; anything else is the path of a file that must exist."""
+    if "{" in template:
+        return template
+    try:
+        return Path(template).expanduser().read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise DataError(f"data.chat_template={template}: not a file with a template: {error}") from None

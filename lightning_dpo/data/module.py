@@ -11,6 +11,7 @@ from torch.utils.data import DataLoader
 from transformers import PreTrainedTokenizerBase
 
 from lightning_dpo.batch import PairBatch
+from lightning_dpo.data.chat import template_text
 from lightning_dpo.data.encode import Work
 from lightning_dpo.data.formats import COLUMNS, Format, RankedPairs
 from lightning_dpo.data.loader import default_workers, loader
@@ -49,6 +50,7 @@ class PreferenceDataModule(L.LightningDataModule):
         num_workers: processes that prepare batches; None: two where there is a GPU, else none.
         num_proc: processes that tokenise.
         chat_template: Jinja text, or a file of it; replaces the tokenizer's own.
+        date: the day (YYYY-MM-DD) that a chat template prints which asks for today's.
         cache_dir: where tokenised sources are kept, found by content.
         report, report_plot, report_ches: for the command `train`: stop after the data report; draw its lengths; score
             each training pair by CHES, which needs the policy.
@@ -81,6 +83,7 @@ class PreferenceDataModule(L.LightningDataModule):
         num_workers: Annotated[int, "[0, inf)"] | None = None,
         num_proc: Annotated[int, "[1, inf)"] = 1,
         chat_template: str | None = None,
+        date: str | None = None,
         cache_dir: str | Path = CACHE_DIR,
         report: bool = False,
         report_plot: bool = False,
@@ -92,8 +95,8 @@ class PreferenceDataModule(L.LightningDataModule):
         check_arguments(PreferenceDataModule, words, given_later=True)
         self.tokenizer = load_tokenizer(tokenizer) if isinstance(tokenizer, str | Path) else tokenizer
         if chat_template is not None:
-            self.tokenizer.chat_template = _template_text(chat_template)
-        self.encoder = PairTokenizer(self.tokenizer, max_length, max_prompt_length, turns)
+            self.tokenizer.chat_template = template_text(chat_template)
+        self.encoder = PairTokenizer(self.tokenizer, max_length, max_prompt_length, turns, date)
         self.format = Format(_columns(columns or {}), weight_column, margin_column, ranked)
         self.store, self.num_proc, self.stop_at_bad = TokenStore(cache_dir), num_proc, on_bad_row == "stop"
         self.train, self.val, self.streaming = train, val, streaming
@@ -209,9 +212,9 @@ class PreferenceDataModule(L.LightningDataModule):
         self._epoch, self._rows_used = epoch, batch.rows_used
         self.stream_counts.update(batch.rows_read)
 
-    def content(self) -> list[str]:
-        """Names of the training data by content, in their order: equal lists are equal pairs. A stream has none."""
-        return [] if self.train_pairs is None else [part.folder.name for part in self.train_pairs.parts]
+    def content(self) -> dict[str, list[str]]:
+        """Names of each set's data by content, in their order: equal lists are equal pairs. A stream has none."""
+        return {name: [part.folder.name for part in pairs.parts] for name, pairs in self.sets().items()}
 
     def state_dict(self) -> dict[str, Any]:
         """The position in the order of the data: epoch, batches taken in it, and rows of a stream."""
@@ -238,13 +241,3 @@ def _not_empty(pairs: PairSet, key: str) -> PairSet:
         lost = {name: n for part in pairs.parts for name, n in part.manifest["dropped"].items()}
         raise DataError(f"{key}: no pair is left of the rows; dropped: {lost}")
     return pairs
-
-
-def _template_text(template: str) -> str:
-    """A Jinja template has braces or spaces; anything else is the path of a file that must exist."""
-    if "{" in template:
-        return template
-    try:
-        return Path(template).expanduser().read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        raise DataError(f"data.chat_template={template}: not a file with a template: {error}") from None

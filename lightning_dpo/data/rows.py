@@ -27,6 +27,20 @@ class Row(NamedTuple):
     weight: float = 1.0
     margin: float | None = None
 
+    @property
+    def runs_together(self) -> bool:
+        """Whether a word of a prompt of plain text runs into the response."""
+        first = self.chosen if isinstance(self.chosen, str) else self.chosen[0]["content"]
+        return isinstance(self.prompt, str) and self.prompt[-1:].isalnum() and first[:1].isalnum()
+
+    @property
+    def repeats_prompt(self) -> bool:
+        """Whether both responses begin with the whole prompt, as if they were the whole text."""
+        prompt, sides = self.prompt, (self.chosen, self.rejected)
+        if not isinstance(prompt, str) or not prompt:
+            return False
+        return all(isinstance(side, str) and side.startswith(prompt) for side in sides)
+
 
 class BadRow(ValueError):
     """A row that is no preference pair: `kind` groups like cases, `field` is where in the row, "" for all of it."""

@@ -169,6 +169,7 @@ def content_key(source: Source, work: Work) -> dict[str, Any]:
         "margin_column": work.format.margin_column,
         "ranked": work.format.ranked,
         "turns": work.encoder.turns,
+        "date": work.encoder.chat.date,
         "max_length": work.encoder.max_length,
         "max_prompt_length": work.encoder.max_prompt_length,
     }

@@ -63,6 +63,7 @@ class PairTokenizer:
         max_length: longest prompt + response in tokens; longer responses are cut on the right. None: no limit.
         max_prompt_length: longest prompt in tokens; longer prompts are cut on the left, behind the system message.
         turns: which assistant turns of a response of several are trained.
+        date: the day (YYYY-MM-DD) for a chat template that prints one.
     """
 
     def __init__(
@@ -71,6 +72,7 @@ class PairTokenizer:
         max_length: int | None = None,
         max_prompt_length: int | None = None,
         turns: Literal["last", "all"] = "last",
+        date: str | None = None,
     ):
         self.tokenizer: Any = tokenizer  # the base class does not declare what fast tokenizers have
         self.max_length, self.max_prompt_length, self.turns = max_length, max_prompt_length, turns
@@ -78,7 +80,7 @@ class PairTokenizer:
             raise DataError("the tokenizer has no EOS token, so a response could never end")
         if not tokenizer.is_fast:
             raise DataError("the tokenizer is a slow one, without character offsets; save it with a tokenizer.json")
-        self.chat = Chat(tokenizer)
+        self.chat = Chat(tokenizer, date)
 
     def encode(self, rows: Sequence[Row]) -> list[Encoded | Dropped | BadRow]:
         """Each row's tokens, or why it has none; one answer per row, in order.
@@ -145,8 +147,8 @@ class PairTokenizer:
             "merged_border": split < len(alone),
             "special_token_in_text": self._holds_special(row),
             "double_bos": bool(self.bos) and alone[len(self.bos) : 2 * len(self.bos)] == self.bos,
-            "no_space": isinstance(row.prompt, str) and _joined(row),
-            "prompt_repeated": isinstance(row.prompt, str) and _repeated(row),
+            "no_space": row.runs_together,
+            "prompt_repeated": row.repeats_prompt,
         }
         prompt = cut_prompt(self, row, alone[:split], len(alone) - split)
         if not prompt:
@@ -236,15 +238,3 @@ def _text_spans(prompt: str, turns: Messages) -> list[Span]:
             spans.append((at, at + len(turn["content"])))
         at += len(turn["content"])
     return spans
-
-
-def _joined(row: Row) -> bool:
-    """Whether a word of the prompt runs into the response."""
-    first = row.chosen if isinstance(row.chosen, str) else row.chosen[0]["content"]
-    return row.prompt[-1:].isalnum() and first[:1].isalnum()  # type: ignore[union-attr]
-
-
-def _repeated(row: Row) -> bool:
-    """Whether both responses begin with the whole prompt, as if they were the whole text."""
-    sides = (row.chosen, row.rejected)
-    return bool(row.prompt) and all(isinstance(side, str) and side.startswith(row.prompt) for side in sides)  # type: ignore[arg-type]

@@ -73,7 +73,7 @@ def test_the_entry_of_a_source_is_the_same_whichever_others_have_one(reviews, fe
     def names(*sources):
         run = PreferenceDataModule(reviews / "model", [str(s) for s in sources], cache_dir=tmp_path / "cache")
         run.setup()
-        return run.content()
+        return run.content()["train"]
 
     both = names(few_reviews, second)
     assert names(few_reviews, second) == both == [*names(few_reviews), *names(second)]

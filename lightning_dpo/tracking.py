@@ -52,11 +52,7 @@ class MetricsCSV(Logger):
 
     @rank_zero_only
     def log_metrics(self, metrics: dict[str, float], step: int | None = None) -> None:
-        self.first = {**metrics, **self.first}
-        self.last.update(metrics)
-        if "val/loss" in metrics:  # a validation without completions leaves those of an earlier one behind
-            drawn = ("val/kl", "val/samples/")
-            self.last = {k: v for k, v in self.last.items() if k in metrics or not k.startswith(drawn)}
+        self._note(metrics)
         if new := [name for name in metrics if name not in self.columns]:
             self._widen(new)
         with open(self.path, "a", newline="", encoding="utf-8") as file:
@@ -84,8 +80,14 @@ class MetricsCSV(Logger):
             self.columns = list(reader.fieldnames or self.columns)
             for row in reader:
                 values = {name: float(cell) for name, cell in row.items() if cell and name != "step"}
-                self.first = {**values, **self.first}
-                self.last.update(values)
+                self._note(values)
+
+    def _note(self, values: Mapping[str, float]) -> None:
+        self.first = {**values, **self.first}
+        self.last.update(values)
+        if "val/loss" in values:  # a validation without completions leaves those of an earlier one behind
+            drawn = ("val/kl", "val/samples/")
+            self.last = {k: v for k, v in self.last.items() if k in values or not k.startswith(drawn)}
 
     def _widen(self, new: list[str]) -> None:
         rows = []

@@ -131,6 +131,8 @@ def test_finished_jobs_are_skipped_and_changed_ones_are_not(sweep, folder):
     assert code == 0 and said.count("] skipped") == 2 and said.count("] running") == 1
     assert (folder / "seed0" / "summary.json").stat().st_mtime_ns == written
 
+    assert "] skipped" in sweep("seed=0", "trainer.max_time=00:01:00:00", "checkpoint.every_n_steps=7")[1]
+
     code, said = sweep("seed=0", "optimizer.lr=1e-3")
     assert code == 0 and "] skipped" not in said
     assert "optimizer.lr 0.0004 -> 0.001" in (folder / "seed0" / "train.log").read_text()
@@ -171,6 +173,9 @@ def test_two_jobs_of_one_folder_are_refused(sweep, folder):
     [
         (["-m", "beta=0.1,0.5", "output_dir=x"], "output_dir=... in a sweep"),
         (["-m", "beta=0.1,0.5", "run_name=x"], "run_name=... in a sweep"),
+        (["-m", "beta=0.1,0.5", "++output_dir=x"], "output_dir=... in a sweep"),
+        (["-m", "beta=0.1,0.5", "++run_name=x"], "run_name=... in a sweep"),
+        (["-m", "beta=0.1,0.5", "hydra.sweep.subdir='${loss._target_}/${beta}'"], "a sweep is one level of folders"),
         (["-m", "beta=0.1,0.5", "resume=a.ckpt"], "resume=a.ckpt in a sweep would start every job from one"),
         (["-m", "beta=0.1,0.5", "launcher=submitit_slurm"], "there is no sbatch here"),
         (["-m", "beta=0.1,0.5", "loss=dpo,sft"], "beta"),  # sft has none

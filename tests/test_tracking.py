@@ -4,6 +4,8 @@ import csv
 
 import pytest
 
+from lightning_dpo.tracking import MetricsCSV
+
 
 def cells(path) -> dict[str, list[tuple[int, float]]]:
     """metrics.csv as {name: [(step, value), ...]}."""
@@ -40,6 +42,18 @@ def test_wandb_holds_names_steps_and_values_of_the_csv(command, short, tmp_path,
         assert [s for s, _ in logged[name]] == [s for s, _ in values], name
         assert [v for _, v in logged[name]] == pytest.approx([v for _, v in values], rel=1e-6), name
     assert any("label_smoothing" in str(r) for r in records if r["type"] == "config"), "the resolved configuration"
+
+
+def test_a_validation_without_completions_leaves_no_earlier_ones_behind(tmp_path):
+    metrics = MetricsCSV(tmp_path)
+    metrics.log_metrics({"val/loss": 0.7, "val/kl": 0.0, "val/samples/reward": 1.0}, 0)
+    metrics.log_metrics({"train/loss": 0.6}, 1)
+    assert metrics.last["val/kl"] == 0.0, "a training step says nothing of them"
+    metrics.log_metrics({"val/loss": 0.5}, 2)
+    assert metrics.last == {"train/loss": 0.6, "val/loss": 0.5}
+    resumed = MetricsCSV(tmp_path)
+    resumed.load_state_dict(metrics.state_dict())
+    assert resumed.last == metrics.last and resumed.first == metrics.first and resumed.first["val/kl"] == 0.0
 
 
 def test_wandb_knows_the_axis_and_what_is_best(command, short, tmp_path, wandb_records):

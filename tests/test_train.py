@@ -286,6 +286,8 @@ def _file(folder, name: str, text: str):
 
 
 def test_a_mistyped_objective_is_refused_before_the_first_step(command, short, tmp_path):
+    code, said = command(*short, "objective=accuracy")
+    assert code == 2 and "objective=accuracy: names of metrics begin with train/ or val/" in said
     code, said = command(*short, "objective=val/rewards/accuracy")
     assert code == 2 and "objective=val/rewards/accuracy: this run does not measure it; allowed:" in said
     assert "val/rewards/accuracies" in said and not (tmp_path / "run" / "checkpoints" / "last.ckpt").exists()

@@ -70,7 +70,7 @@ def name(point: Point) -> str:
 
 
 def value(point: Point, what: str) -> str:
-    spread = f" ± {point.sd[what]:.2g}" if len(point.runs) > 1 else ""
+    spread = f" ± {point.sd[what]:.2g}" if point.seeds > 1 else ""
     return f"{point.mean[what]:.3g}{spread}"
 
 
@@ -98,11 +98,14 @@ def sentences(drawn: list[Point], score: str) -> list[str]:
 def caption(folder: Path, runs: list[Run], found: list[Point], score: str) -> Iterable[str]:
     drawn = on_frontier(found, score)
     yield "Further up is better, further left is nearer to the reference (KL by its square root). At the points: beta."
-    seeds = {len(p.runs) for p in drawn}
+    seeds = {p.seeds for p in drawn}
     if seeds == {1}:
         yield "One seed each, so there are no error bars."
     else:
         yield f"Points and bars: mean and standard deviation over {' or '.join(map(str, sorted(seeds)))} seeds."
+    if again := sum(len(p.runs) - p.seeds for p in drawn):
+        told = "run repeats" if again == 1 else "runs repeat"
+        yield f"{again} {told} another one, seed included; the last one counts."
     if note := optimum(folder).get("note"):
         yield f"Dashed: {note.rstrip('.')}."
     if left := len(found) - len(drawn):

@@ -7,6 +7,7 @@ import matplotlib as mpl
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
 
 from lightning_dpo.report.labels import place
 from lightning_dpo.report.rows import SAMPLES, Point, Run
@@ -17,8 +18,11 @@ too. On the page `style.css` has a second set for dark."""
 
 INK, FAINT, GRID = "#1c1f24", "#5c636e", "#dfe2e7"
 MARKERS = "osD^vPX*"
+DASHES = ("-", "--", ":", "-.")
 SIZES = {"wide": (10.4, 5.2), "narrow": (4.4, 4.6)}
 """Inches, for the two widths of a screen; the same texts."""
+LABELLED = 120
+"""Points of a frontier that each have their beta; of more only the best of a line has."""
 
 STYLE: dict[Any, Any] = {
     "svg.fonttype": "none",
@@ -47,9 +51,15 @@ STYLE: dict[Any, Any] = {
 
 
 def look(lines: Sequence[str], line: str) -> tuple[str, str]:
-    """Colour and marker of one of the lines."""
-    i = lines.index(line)
-    return LINES[i % len(LINES)], MARKERS[i % len(MARKERS)]
+    """Colour and marker of one of the lines; of 64 no two have both."""
+    turn, i = divmod(lines.index(line), len(LINES))
+    return LINES[i], MARKERS[(i + turn) % len(MARKERS)]
+
+
+def stroke(lines: Sequence[str], line: str) -> dict[str, Any]:
+    """Colour and dashes of one of the lines, where it has no markers; of 32 no two have both."""
+    turn, i = divmod(lines.index(line), len(LINES))
+    return {"color": LINES[i], "ls": DASHES[turn % len(DASHES)]}
 
 
 def line_names(points: Iterable[Point]) -> list[str]:
@@ -97,6 +107,8 @@ def frontier(
             )
             peak = max(own, key=lambda p: p.mean[score])
             for point in own:
+                if point is not peak and len(points) > LABELLED:
+                    continue
                 name = f"{line}  " if point is peak else ""
                 beta = "" if point.beta is None else f"β {point.beta:g}" if name else f"{point.beta:g}"
                 weight = "bold" if name else "normal"
@@ -190,13 +202,13 @@ def curves(runs: list[Run], points: list[Point], titles: dict[str, str]) -> Figu
             for run in runs:
                 if f"val/{name}" in run.curves:
                     line = line_of.get(run.name)
-                    colour = FAINT if line is None else look(lines, line)[0]
-                    ax.plot(*zip(*run.curves[f"val/{name}"], strict=True), color=colour, lw=1, alpha=0.8)
+                    drawn = {"color": FAINT} if line is None else stroke(lines, line)
+                    ax.plot(*zip(*run.curves[f"val/{name}"], strict=True), **drawn, lw=1, alpha=0.8)
             ax.set(xlabel="step", title=title)
         for ax in grid[len(shown) :]:
             ax.set_axis_off()
-        for i, line in enumerate(lines):
-            figure.text(0.01 + 0.12 * i, 0.99, line, color=look(lines, line)[0], fontweight="bold", va="top")
-        figure.get_layout_engine().set(rect=(0, 0, 1, 1 - 0.3 / figure.get_figheight()))  # type: ignore[union-attr]
+        named = [Line2D([], [], **stroke(lines, line), label=line) for line in lines]
+        beside = max(1, round(110 / (8 + max(map(len, lines), default=0))))
+        figure.legend(handles=named, ncols=beside, loc="outside upper left", frameon=False, labelcolor="linecolor")
         _settle(figure)
         return figure

@@ -195,12 +195,13 @@ class Point:
     """Finished runs that differ in their seed only.
 
     `line`: what they share with the points of other betas. `mean` and `sd` (over seeds; 0 for a single one) by the
-    names of `results`.
+    names of `results`. Of runs that repeat one another, seed included, the last one counts.
     """
 
     line: str
     beta: float | None
     runs: tuple[str, ...]
+    seeds: int
     mean: dict[str, float]
     sd: dict[str, float]
 
@@ -216,13 +217,14 @@ def points(runs: list[Run]) -> list[Point]:
             groups.setdefault((" ".join(line), None if beta is None else float(beta)), []).append(run)
     found = []
     for (line, beta), members in groups.items():
+        counted = {run.config.get("seed", run.name): run for run in members}
         columns: dict[str, list[float]] = {}
-        for run in members:
+        for run in counted.values():
             for name, value in results(run, names).items():
                 if value is not None and math.isfinite(value):
                     columns.setdefault(name, []).append(value)
         mean = {name: fmean(values) for name, values in columns.items()}
         sd = {name: stdev(values) if len(values) > 1 else 0.0 for name, values in columns.items()}
-        found.append(Point(line, beta, tuple(run.name for run in members), mean, sd))
+        found.append(Point(line, beta, tuple(run.name for run in members), len(counted), mean, sd))
     order = {line: i for i, line in enumerate(dict.fromkeys(p.line for p in found))}
     return sorted(found, key=lambda p: (order[p.line], -(p.beta or 0)))

@@ -9,6 +9,8 @@ from lightning_dpo.report.rows import Point, Row, Run
 
 NUMBERS = 60_000
 """Numbers of all curves together, about 0.5 MB."""
+FEWEST = 4
+"""Points of a curve, however many there are."""
 CHARACTERS = 1_000_000
 """Of all completions together."""
 
@@ -17,7 +19,7 @@ def data(runs: list[Run], titles: dict[str, str], found: list[Point], score: str
     lines = line_names(found)
     line_of = {name: point.line for point in found for name in point.runs}
     drawn = {name: title for name, title in titles.items() if any(f"val/{name}" in run.curves for run in runs)}
-    most = max(20, NUMBERS // max(1, 4 * len(runs) * len(drawn)))
+    most = max(FEWEST, NUMBERS // max(1, 4 * len(runs) * len(drawn)))
     prompts: dict[str, int] = {}
     budget = CHARACTERS // (len(runs) + 1)
     completions = [_completions(run.samples(), score, prompts, budget) for run in runs]

@@ -25,7 +25,7 @@ def show(folder: Path) -> None:
         texts = [{"run": name, **row} for name, row in zip(_short([r.name for r in runs]), texts, strict=True)]
     title = "held out, at the end of each run; margin, chosen, rejected: nats since its start"
     columns = [Column(name, overflow="fold") for name in texts[0]]
-    printed = Table(*columns, title=title, box=SIMPLE_HEAD, padding=(0, 1, 0, 0))
+    printed = Table(*columns, title=title, box=SIMPLE_HEAD, padding=(0, 1, 0, 0), show_edge=False, pad_edge=False)
     for row in texts:
         printed.add_row(*("" if v is None else str(v) for v in row.values()))
     Console(highlight=False, markup=False).print(printed)

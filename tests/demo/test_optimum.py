@@ -140,6 +140,7 @@ def test_a_sweep_gets_its_curve_before_its_first_job_and_keeps_it_when_it_goes_o
 
 
 def test_a_sweep_of_another_model_gets_none_and_says_so(drawings, tmp_path, capsys):
+    (tmp_path / "optimum.json").write_text("of a former sweep here")
     optimum.Write().on_multirun_start(config(**{"hydra.sweep.dir": str(tmp_path), "model.path": "other"}))
     assert not drawings and not list(tmp_path.iterdir())
     assert "not known for this model" in capsys.readouterr().out

@@ -12,6 +12,8 @@ import pytest
 
 from lightning_dpo import report
 from lightning_dpo.errors import ConfigError
+from lightning_dpo.report import plots
+from lightning_dpo.report.rows import points, read
 from tests.report import folders
 
 EVIL = "</script><script>alert('x')</script><img src=x onerror=alert(1)> & \"q\" $x^"
@@ -205,6 +207,27 @@ def test_a_large_sweep_stays_below_three_megabytes(tmp_path):
     assert all(run["samples"] and run["curves"]["logps/chosen"]["val"] for run in found.data["runs"])
 
 
+def test_many_losses_are_told_apart(tmp_path):
+    """By colour and marker together, by colour and dashes in the curves; names stand within the picture."""
+    lines = [f"loss{i}" for i in range(20)]
+    assert len({plots.look(lines, line) for line in lines}) == 20
+    assert len({tuple(plots.stroke(lines, line).values()) for line in lines}) == 20
+    for i, line in enumerate(lines):
+        folders.run(tmp_path / line, line, reward=i, kl=1 + i)
+    runs = read(tmp_path)
+    figure = plots.curves(runs, points(runs), plots.CURVES)
+    figure.draw_without_rendering()
+    (legend,) = figure.legends
+    assert [text.get_text() for text in legend.get_texts()] == sorted(lines)
+    assert figure.bbox.containsx(legend.get_window_extent().x1), "as wide as the picture at most"
+
+
+def test_runs_that_repeat_others_are_told(tmp_path):
+    for name in ("a", "b"):
+        folders.run(tmp_path / name)
+    assert "1 run repeats another one, seed included; the last one counts." in page(tmp_path).text
+
+
 def test_a_folder_without_runs_and_an_unknown_score_are_refused(tmp_path):
     for wrong in (tmp_path, tmp_path / "nowhere"):
         with pytest.raises(ConfigError, match="no run"):
@@ -218,7 +241,7 @@ def test_the_command_prints_the_table_and_where_the_page_is(tmp_path):
     command = [sys.executable, "-m", "lightning_dpo", "report", "s"]
     done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
-    assert re.search(r"^ ipo +0\.5 +1 ", done.stdout, re.M) and "report     s/report.html" in done.stdout
+    assert re.search(r"^ipo +0\.5 +1 ", done.stdout, re.M) and "report     s/report.html" in done.stdout
     done = subprocess.run([*command[:-1], "empty"], cwd=tmp_path, capture_output=True, text=True)
     assert done.returncode == 2 and done.stderr.startswith("error: empty: no run")
 

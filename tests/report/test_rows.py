@@ -99,6 +99,15 @@ def test_runs_that_differ_in_more_than_beta_and_seed_are_other_lines(tmp_path):
     assert [p.line for p in points(read(tmp_path))] == ["dpo optimizer.lr=0.001", "dpo optimizer.lr=0.002"]
 
 
+def test_a_run_that_repeats_another_is_no_further_seed(tmp_path):
+    """Found by the same configuration and seed, how often it is saved aside; the later one counts."""
+    for name, seed, reward, often in (("a", 0, 1.0, 5), ("b", 1, 3.0, 5), ("c", 0, 2.0, 7)):
+        folders.run(tmp_path / name, seed=seed, reward=reward, more=f"checkpoint:\n  every_n_steps: {often}\n")
+    (point,) = points(read(tmp_path))
+    assert point.line == "dpo" and point.seeds == 2 and point.runs == ("a", "b", "c")
+    assert point.mean["reward"] == 2.5 and point.sd["reward"] == pytest.approx(stdev([2.0, 3.0]))
+
+
 def test_files_that_end_in_the_middle_are_read_as_far_as_they_go(tmp_path):
     folder = folders.run(tmp_path / "a", finished=False)
     with open(folder / "samples.jsonl", "a") as file:

@@ -130,6 +130,7 @@ class Saving(L.Callback):
         Errors: OSError that names the path.
         """
         began = time.monotonic()
+        self._ended_early = trainer.should_stop
         module.write_rows()
         for name in ("metrics.csv", "samples.jsonl"):
             if (self.folder / name).exists():

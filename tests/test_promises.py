@@ -41,12 +41,18 @@ from tests.test_module import loader, trainer
 SMALL = ["logger=csv", "samples.n=4", "samples.max_new_tokens=4", "trainer.enable_progress_bar=false"]
 SMALL += ["data.batch_size=4", "trainer.max_epochs=3", "checkpoint.every_n_steps=1"]
 
+EARLY = "{_target_: lightning.pytorch.callbacks.EarlyStopping, monitor: val/loss, mode: max, check_on_train_epoch_end: false"
 CONFIGURATIONS = {
     "shuffled, ends within an epoch": ["trainer.max_steps=8"],
     "accumulated, uneven": ["trainer.accumulate_grad_batches=3", "trainer.val_check_interval=2"],
     "mixture, workers": ["data.num_workers=1", "data.train=[{path: A, weight: 2}, {path: B, weight: 0.5}]"],
     "no validation, copied reference": ["data.val=null", "reference=copy", "loss=bco_pair"],
 }
+STOPPED_EARLY = {
+    "within an epoch": [f"+callbacks.stop={EARLY}, patience: 3}}", "trainer.accumulate_grad_batches=2"],
+    "when min_epochs are over": [f"+callbacks.stop={EARLY}, patience: 1}}", "+trainer.min_epochs=2"],
+}
+CONFIGURATIONS |= {f"stopped early {n}": ["trainer.val_check_interval=2", *more] for n, more in STOPPED_EARLY.items()}
 
 
 class Runs:
@@ -142,7 +148,7 @@ def kill_and_go_on(start, name: str, options: list[str], moments) -> Path:
     return folder
 
 
-FAST = ["accumulated, uneven"]
+FAST = ["accumulated, uneven", "stopped early within an epoch"]
 
 
 @pytest.mark.parametrize("name", [n if n in FAST else pytest.param(n, marks=pytest.mark.slow) for n in CONFIGURATIONS])

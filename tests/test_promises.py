@@ -41,7 +41,8 @@ from tests.test_module import loader, trainer
 SMALL = ["logger=csv", "samples.n=4", "samples.max_new_tokens=4", "trainer.enable_progress_bar=false"]
 SMALL += ["data.batch_size=4", "trainer.max_epochs=3", "checkpoint.every_n_steps=1"]
 
-EARLY = "{_target_: lightning.pytorch.callbacks.EarlyStopping, monitor: val/loss, mode: max, check_on_train_epoch_end: false"
+EARLY = "{_target_: lightning.pytorch.callbacks.EarlyStopping, monitor: val/loss, mode: max"
+EARLY += ", check_on_train_epoch_end: false"
 CONFIGURATIONS = {
     "shuffled, ends within an epoch": ["trainer.max_steps=8"],
     "accumulated, uneven": ["trainer.accumulate_grad_batches=3", "trainer.val_check_interval=2"],

@@ -18,6 +18,7 @@ from lightning_dpo import (
     redact,
     resolvers,  # noqa: F401  conf/ uses them
 )
+from lightning_dpo.combinations import check_combinations
 from lightning_dpo.errors import ConfigError
 from lightning_dpo.signatures import ArgumentError, check_arguments
 
@@ -83,37 +84,8 @@ def check(cfg: DictConfig, choices: dict[str, str | None], overrides: list[str])
         raise ConfigError(
             "model.trust_remote_code=true in a file would run Python code that comes with the model; type it instead"
         )
-    _check_combinations(plain)
+    check_combinations(plain)
     _check_built(cfg, choices)
-
-
-def _check_combinations(cfg: dict[str, Any]) -> None:
-    trainer = cfg["trainer"]
-    if not str(cfg["objective"]).startswith(("train/", "val/")):
-        raise ConfigError(f"objective={cfg['objective']}: names of metrics begin with train/ or val/; see metrics.csv")
-    for name in ("callbacks", "logger"):
-        if name in trainer:
-            raise ConfigError(
-                f"trainer.{name}: type {name}.NAME={{_target_: ...}} instead, which adds to the run's own"
-            )
-    if trainer["devices"] not in (1, "1"):
-        raise ConfigError(
-            f"trainer.devices={trainer['devices']}: one device is supported so far; type trainer.devices=1"
-        )
-    if trainer["precision"] == "16-mixed" and cfg["optimizer"].get("fused"):
-        raise ConfigError(
-            "optimizer.fused=true with trainer.precision=16-mixed: a fused step unscales its gradients after they are "
-            "clipped and logged; type optimizer.fused=false, or trainer.precision=bf16-mixed"
-        )
-    data, choice = cfg["data"], cfg["reference"] or {}
-    if data.get("streaming") and choice.get("_target_", "").endswith("CachedReference"):
-        raise ConfigError(
-            "reference=cached with data.streaming=true: the cache needs all rows at once; type reference=copy"
-        )
-    if data.get("streaming") and trainer["max_steps"] == -1:
-        raise ConfigError("data.streaming=true: nobody knows how long a stream is; type trainer.max_steps=...")
-    if trainer["max_epochs"] == -1 and trainer["max_steps"] == -1:
-        raise ConfigError("trainer.max_epochs=-1 with trainer.max_steps=-1 never ends; set one of them")
 
 
 def _check_loss(cfg: DictConfig, loss: Any, choices: dict[str, str | None]) -> None:

@@ -44,7 +44,7 @@ LAYERS = [
     {"layout"},
     {"attention"},
     {"allow", "redact"},
-    {"batch", "content", "signatures", "errors", "files", "free_keys", "signals", "resolvers", "demo"},
+    {"batch", "combinations", "content", "signatures", "errors", "files", "free_keys", "signals", "resolvers", "demo"},
 ]
 """From the top; a module imports from lower layers, or from its own package."""
 

@@ -3,10 +3,13 @@
 `last.ckpt` is the newest, `previous.ckpt` the one before it, which stays until the new one is complete.
 """
 
+import errno
 import logging
 import os
 import pickle
+import struct
 import zipfile
+import zlib
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +22,12 @@ from lightning_dpo.files import fsync
 log = logging.getLogger(__name__)
 
 LAST, PREVIOUS = "last.ckpt", "previous.ckpt"
+
+UNREADABLE = (
+    *(zipfile.BadZipFile, zlib.error, struct.error, RuntimeError, EOFError, ValueError, LookupError, OverflowError),
+    *(NotImplementedError, TypeError, AttributeError, AssertionError),
+)
+"""What zipfile and torch raise for a file of which some bytes are others."""
 
 
 class Damaged(ValueError):
@@ -85,8 +94,8 @@ def read(path: Path, lazily: bool = False) -> dict[str, Any]:
         return torch.load(path, map_location="cpu", weights_only=True, mmap=lazily)
     except pickle.UnpicklingError:
         raise Damaged(f"{path}: it holds more than tensors and plain values, and code in it is not run") from None
-    except (zipfile.BadZipFile, RuntimeError, EOFError, ValueError, KeyError, NotImplementedError) as error:
-        if isinstance(error, Damaged):
+    except (*UNREADABLE, OSError) as error:
+        if isinstance(error, Damaged) or (isinstance(error, OSError) and error.errno != errno.EINVAL):
             raise
         raise Damaged(f"{path}: {_reason(error)}") from None
 

@@ -9,6 +9,8 @@ from typing import Any
 
 FILES = ("model.path", "reference.path", "data.train", "data.val", "data.chat_template")
 """Keys that may name files or folders, at any depth below."""
+BESIDE_PATH = ("weight", "subset", "split", "revision")
+"""What a source says of itself beside its path: no files."""
 READ = (".safetensors", ".json", ".jinja", ".model", ".txt", ".py")
 """What is read of a folder: weights, configuration and tokenizer of a model, the state of a saved data set."""
 
@@ -23,6 +25,9 @@ def content(config: Mapping[str, Any]) -> dict[str, str]:
     for key, value in config.items():
         name = next((name for name in FILES if key == name or key.startswith(f"{name}.")), None)
         if name is None or (name == "data.train" and config.get("data.streaming")):
+            continue
+        parent, _, last = key.rpartition(".")
+        if last in BESIDE_PATH and f"{parent}.path" in config:
             continue
         hashes = [digest for path in _paths(value) if (digest := _content(Path(path).expanduser()))]
         if hashes:

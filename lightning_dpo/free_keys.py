@@ -1,4 +1,7 @@
-"""Which keys do not make it another run."""
+"""Which keys do not make it another run, and which do."""
+
+from collections.abc import Mapping
+from typing import Any
 
 FREE = (
     *("output_dir", "run_name", "sweep_name", "logger", "resume", "resume_override", "checkpoint", "hydra"),
@@ -11,3 +14,17 @@ FREE = (
 
 def is_free_to_change(key: str) -> bool:
     return any(key == free or key.startswith(f"{free}.") for free in FREE)
+
+
+def differences(former: Mapping[str, Any], now: Mapping[str, Any], counted: tuple[str, ...] = ()) -> list[str]:
+    """The keys that make it another run, as `key old -> new`; those in `counted` do, free or not.
+
+    A file that could not be read then or now is none of them: the run itself says what is missing.
+    """
+    found = []
+    for key in {**former, **now}:
+        old, new = former.get(key), now.get(key)
+        unread = key.endswith("(content)") and None in (old, new)
+        if old != new and not unread and (key in counted or not is_free_to_change(key)):
+            found.append(f"{key} {old} -> {new}")
+    return found

@@ -1,5 +1,6 @@
 """What a sweep's command says: which keys vary, how many jobs that makes, and what cannot be together."""
 
+import re
 import shutil
 from collections.abc import Sequence
 
@@ -59,3 +60,15 @@ def jobs_of(overrides: Sequence[Override], config: DictConfig) -> int | None:
         if override.is_sweep_override():
             total *= len(list(override.sweep_string_iterator()))
     return total
+
+
+def quoted(value: str) -> str:
+    r"""A text as Hydra reads it again on its command line.
+
+    >>> quoted("outputs/a-1"), quoted("my runs/it's, b\\")
+    ('outputs/a-1', "'my runs/it\\'s, b\\\\'")
+    """
+    if re.fullmatch(r"[\w./:-]+", value, re.ASCII):
+        return value
+    inside = re.sub(r"(\\*)('|$)", lambda found: found[1] * 2 + ("\\'" if found[2] else ""), value)
+    return f"'{inside}'"

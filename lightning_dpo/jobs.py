@@ -27,7 +27,7 @@ from lightning_dpo import redact
 from lightning_dpo.content import content
 from lightning_dpo.errors import ConfigError
 from lightning_dpo.files import write_json
-from lightning_dpo.free_keys import is_free_to_change
+from lightning_dpo.free_keys import differences
 
 log = logging.getLogger(__name__)
 
@@ -143,10 +143,7 @@ def flat(node: Any, path: str = "") -> Iterator[tuple[str, Any]]:
 
 def changed(former: dict[str, Any], config: dict[str, Any]) -> list[str]:
     """The keys whose values differ, as `key old -> new`; empty where there is nothing to compare with."""
-    old = former.get("config", config)
-    keys = [key for key in {**old, **config} if old.get(key) != config.get(key)]
-    keys = [key for key in keys if key == "objective" or not is_free_to_change(key)]
-    return [f"{key} {old.get(key)} -> {config.get(key)}" for key in keys]
+    return differences(former.get("config", config), config, counted=("objective",))
 
 
 def read(path: Path) -> dict[str, Any]:

@@ -18,7 +18,7 @@ from transformers import PreTrainedTokenizerBase
 from lightning_dpo import checkpoint, models
 from lightning_dpo.errors import ConfigError
 from lightning_dpo.files import whole_folder, write_json
-from lightning_dpo.free_keys import is_free_to_change
+from lightning_dpo.free_keys import differences, is_free_to_change
 from lightning_dpo.module import DPOModule
 from lightning_dpo.tracking import Clock, MetricsCSV
 
@@ -69,11 +69,10 @@ class RunFolder:
         if self.cfg.resume == "never" and (used := [name for name in WRITTEN if (self.path / name).exists()]):
             told = f"{self.path} holds a run already ({', '.join(used)})"
             raise ConfigError(f"resume=never: {told}; type another output_dir=...")
-        if not path.exists() or self._from_elsewhere():
+        if not path.exists() or (self._from_elsewhere() and not self._began_so()):
             return None
-        if (whole := checkpoint.newest(self.path / "checkpoints")) and self._compare(whole):
-            return None
-        return json.loads(path.read_text(encoding="utf-8"))
+        summary = json.loads(path.read_text(encoding="utf-8"))
+        return None if self._differs(summary["run"]) else summary
 
     def begin(self, data: Mapping[str, list[str]]) -> Path | None:
         """Write config.yaml; returns the checkpoint from which to go on, None for a run from the start.
@@ -84,19 +83,11 @@ class RunFolder:
         Errors: ConfigError for a checkpoint of another run, and where all are damaged.
         """
         self.about = {"config": self.config, "data": dict(data)}
-        if self.cfg.resume in ("auto", "never"):
-            start = checkpoint.newest(self.path / "checkpoints")
-        else:
-            start = Path(self.cfg.resume)
-            if not start.is_file():
-                raise ConfigError(f"resume={start}: no such file; allowed: auto, never, the path of a checkpoint")
-        if self._from_elsewhere() and (used := [name for name in WRITTEN if (self.path / name).exists()]):
-            told = f"{self.path} holds another run ({', '.join(used)})"
-            raise ConfigError(f"resume={start}: {told}; type another output_dir=...")
+        start = self._start()
         if start is not None:
             self._compare(start, data)
             (self.path / "summary.json").unlink(missing_ok=True)  # of an end that is none any more
-        else:
+        if start is None or start.absolute().parent != self.path / "checkpoints":
             if (self.path / "metrics.csv").exists():
                 log.warning("%s: the run that began here had saved no checkpoint; it starts again", self.path)
             for name in WRITTEN:
@@ -104,12 +95,32 @@ class RunFolder:
         (self.path / "config.yaml").write_text(OmegaConf.to_yaml(self.cfg, resolve=True), encoding="utf-8")
         return start
 
+    def _start(self) -> Path | None:
+        """The checkpoint from which to go on."""
+        elsewhere = self._from_elsewhere()
+        if self.cfg.resume in ("auto", "never") or (elsewhere and self._began_so()):
+            own = checkpoint.newest(self.path / "checkpoints")
+            if own is not None or not elsewhere:
+                return own
+        elif elsewhere and (used := [name for name in WRITTEN if (self.path / name).exists()]):
+            told = f"{self.path} holds another run ({', '.join(used)})"
+            raise ConfigError(f"resume={self.cfg.resume}: {told}; type another output_dir=...")
+        start = Path(self.cfg.resume)
+        if not start.is_file():
+            raise ConfigError(f"resume={start}: no such file; allowed: auto, never, the path of a checkpoint")
+        return start
+
     def _from_elsewhere(self) -> bool:
         """Whether the run goes on from a checkpoint of another folder."""
         named = self.cfg.resume not in ("auto", "never")
         return named and Path(self.cfg.resume).absolute().parent != self.path / "checkpoints"
 
-    def _compare(self, path: Path, data: Mapping[str, list[str]] | None = None) -> bool:
+    def _began_so(self) -> bool:
+        """Whether the run in this folder began with the same `resume`: the same command goes on with it."""
+        path = self.path / "config.yaml"
+        return path.exists() and OmegaConf.load(path).get("resume") == self.cfg.resume  # type: ignore[union-attr]
+
+    def _compare(self, path: Path, data: Mapping[str, list[str]]) -> bool:
         """Whether a checkpoint is of another run, where `resume_override` allows that."""
         try:
             about = checkpoint.read(path, lazily=True).get("run")
@@ -117,12 +128,11 @@ class RunFolder:
             raise ConfigError(f"resume={path}: {error}") from None
         if about is None:
             raise ConfigError(f"{path}: no run of lightning_dpo has written this checkpoint")
-        former = about["config"]
-        changed = [
-            f"{key} {former.get(key)} -> {self.config.get(key)}"
-            for key in {**former, **self.config}
-            if former.get(key) != self.config.get(key)
-        ]
+        return self._differs(about, data)
+
+    def _differs(self, about: Mapping[str, Any], data: Mapping[str, list[str]] | None = None) -> bool:
+        """The same of what a checkpoint or a summary says about its run."""
+        changed = differences(about["config"], self.config)
         if data is not None:
             changed += [
                 f"the pairs of {name}"
@@ -130,7 +140,7 @@ class RunFolder:
                 if about["data"].get(name) != data.get(name)
             ]
         if changed and not self.cfg.resume_override:
-            told = f"{path.parent.parent} holds another run ({'; '.join(changed)})"
+            told = f"{self.path} holds another run ({'; '.join(changed)})"
             raise ConfigError(f"{told}; type another output_dir=..., or resume_override=true to go on all the same")
         if changed:
             log.warning("going on with a run that was another one: %s", "; ".join(changed))
@@ -166,6 +176,7 @@ class RunFolder:
         objective = metrics.last.get(self.cfg.objective)
         summary: dict[str, Any] = {
             "objective": {"name": self.cfg.objective, "value": objective},
+            "run": self.about,
             "metrics": metrics.last,
             "metrics_at_start": {k: v for k, v in metrics.first.items() if k.startswith("val/")},
             "steps": module.trainer.global_step,

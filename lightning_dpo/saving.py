@@ -16,7 +16,9 @@ from lightning.pytorch.trainer.states import TrainerFn
 
 from lightning_dpo.checkpoint import LAST
 from lightning_dpo.errors import ConfigError
-from lightning_dpo.files import fsync
+from lightning_dpo.files import fsync, keep_lines
+from lightning_dpo.finite import FILE as NONFINITE
+from lightning_dpo.free_keys import differences
 from lightning_dpo.module import DPOModule
 from lightning_dpo.signals import OutOfTime, Stop
 from lightning_dpo.tracking import MetricsCSV
@@ -141,17 +143,21 @@ class Saving(L.Callback):
 
     def state_dict(self) -> dict[str, Any]:
         between = {"epochs": self._epochs, "ended_early": self._ended_early}
-        return {"rng": rng_state(), "metrics": self.metrics.state_dict(), **between}
+        nonfinite = self.folder / NONFINITE
+        lines = nonfinite.read_bytes().count(b"\n") if nonfinite.exists() else 0
+        return {"rng": rng_state(), "metrics": self.metrics.state_dict(), "nonfinite": lines, **between}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         # Building loaders and models draws numbers, so the generators are set when training starts.
         self._rng = state_dict["rng"]
         self._epochs, self._ended_early = state_dict["epochs"], state_dict["ended_early"]
         self.metrics.load_state_dict(state_dict["metrics"])
+        if (nonfinite := self.folder / NONFINITE).exists():
+            keep_lines(nonfinite, state_dict["nonfinite"])
 
     def on_load_checkpoint(self, trainer: L.Trainer, pl_module: L.LightningModule, checkpoint: dict[str, Any]) -> None:
         former, now = checkpoint["run"]["config"], self.about["config"]
-        self._another = former != now
+        self._another = bool(differences(former, now))
         if _callbacks(former) != _callbacks(now):
             # The states of Lightning's callbacks hold their former settings (patience, monitor), which would win.
             for callback in trainer.callbacks:  # type: ignore[attr-defined]

@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from filelock import BaseFileLock, FileLock, Timeout
+from hydra._internal.utils import get_args_parser
 from hydra.core.hydra_config import HydraConfig
 from hydra.experimental.callback import Callback
 from omegaconf import DictConfig, open_dict, read_write
@@ -69,7 +70,7 @@ def _begin(config: DictConfig) -> Sweep:
     command = typed_line()
     if config.sweep_name is None:
         name = f"sweep_name={stamp()}"
-        command += f" {name}"
+        command = typed_line(name)
         with open_dict(config), read_write(config.hydra):
             config.sweep_name = name.partition("=")[2]
             config.hydra.overrides.task.append(name)
@@ -97,10 +98,14 @@ def _begin(config: DictConfig) -> Sweep:
     return Sweep(folder, command, invocation, lock, overview, handlers)
 
 
-def typed_line() -> str:
-    """What was typed."""
+def typed_line(*more: str) -> str:
+    """What was typed, with further overrides beside those that it has: apart from them no parser would take them."""
     program = sys.argv[0] if sys.argv[0].startswith("lightning-dpo") else "python -m lightning_dpo.train"
-    return f"{program} {shlex.join(sys.argv[1:])}"
+    arguments = sys.argv[1:]
+    typed = get_args_parser().parse_args(arguments).overrides
+    places = [i for i in range(len(arguments)) if typed and arguments[i : i + len(typed)] == typed]
+    at = places[-1] + len(typed) if places else 0
+    return f"{program} {shlex.join([*arguments[:at], *more, *arguments[at:]])}"
 
 
 def job(cfg: DictConfig, body: Callable[[DictConfig], float | None]) -> float | None:

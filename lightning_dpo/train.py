@@ -69,10 +69,9 @@ def job(cfg: DictConfig) -> float | None:
     try:
         return run(cfg)
     except (Interrupted, OutOfTime) as end:
-        typed = sweep.typed_line()
-        if not any(o.startswith("output_dir=") for o in state.overrides.task):
-            typed += f" output_dir={cfg.output_dir}"
-        print(f"stopped; continue with: {typed}", flush=True)
+        named = any(o.lstrip("+").startswith("output_dir=") for o in state.overrides.task)
+        typed = () if named else (f"output_dir={grid.quoted(cfg.output_dir)}",)
+        print(f"stopped; continue with: {sweep.typed_line(*typed)}", flush=True)
         if isinstance(end, OutOfTime):
             print(f"error: {end}", file=sys.stderr)
             sys.exit(1)

@@ -3,6 +3,7 @@
 Each test is a promise. Runs are forked, so that `kill -9` is real and nothing has to be imported again.
 """
 
+import json
 import os
 import random
 import resource
@@ -68,10 +69,12 @@ class Runs:
         self.options += [f"reference.cache_dir={parent}/cache", f"data.cache_dir={parent}/cache"]
 
     def __call__(self, name: str, *options: str, limit: int | None = None, dies: bool = False) -> tuple[Path, int]:
-        """`limit`: bytes of the largest file that it can write; `dies`: as soon as it has written a checkpoint."""
+        """`limit`: bytes of the largest file that it can write; `dies`: as soon as it has written a checkpoint. It
+        leads a process group of its own, as from a shell."""
         given = self.options if "reference=copy" not in options else [o for o in self.options if "reference." not in o]
         typed = [o.replace("path: ", f"path: {self.parent}/").replace(", weight", ".jsonl, weight") for o in options]
         if (process := os.fork()) == 0:
+            os.setpgid(0, 0)
             if dies:
                 save = WholeFiles.save_checkpoint
                 kill = partial(os.kill, os.getpid(), signal.SIGKILL)
@@ -190,6 +193,18 @@ def test_a_signal_finishes_the_step_saves_and_says_how_to_go_on(start, number):
         assert "resuming" in said(again) and result(again) == result(whole)
 
 
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_signal_to_the_whole_group_leaves_the_workers_to_finish_the_step(start, number):
+    """A shell's Ctrl-C and a cluster's SIGTERM reach the workers too; here a step wants more than they have at hand."""
+    options = ["data.num_workers=2", "data.batch_size=1", "trainer.accumulate_grad_batches=9", "data.val=null"]
+    folder, process = start("stopped", *options, "checkpoint.every_n_steps=1000")
+    until(process, lambda: rows(folder) >= 2)
+    os.killpg(process, number)
+    assert ended(process) == 128 + number, said(folder)
+    assert "stopped; continue with:" in said(folder) and "Traceback" not in said(folder)
+    assert checkpoint.read(folder / "checkpoints" / "last.ckpt")["global_step"] >= 1
+
+
 def test_max_time_saves_in_time(tmp_path):
     module = DPOModule(llama(), partial(losses.dpo, beta=0.1), CopyReference())
     metrics, began = MetricsCSV(tmp_path), time.monotonic()
@@ -283,8 +298,9 @@ def test_going_on_as_another_run_is_refused_by_the_names_of_the_keys(tmp_path, c
     with pytest.raises(ConfigError, match=told.replace(".", r"\.")):
         RunFolder(run_config(tmp_path), config | change).begin(data)
     assert RunFolder(run_config(tmp_path, resume_override=True), config | change).begin(data) == path
-    (tmp_path / "summary.json").write_text('{"objective": {"value": 1}}')
-    assert RunFolder(run_config(tmp_path), config).finished() == {"objective": {"value": 1}}
+    summary = {"objective": {"value": 1}, "run": former.about}
+    (tmp_path / "summary.json").write_text(json.dumps(summary))
+    assert RunFolder(run_config(tmp_path), config).finished() == summary
     if change:
         extended = RunFolder(run_config(tmp_path, resume_override=True), config | change)
         assert extended.finished() is None and extended.begin(data) == path

@@ -185,7 +185,7 @@ def test_an_experiment_is_a_sweep_that_ends_with_a_table(command, short, tmp_pat
     configs = [OmegaConf.load(p) for p in sorted((tmp_path / "sweep").glob("*/config.yaml"))]
     assert [c.loss._target_.split(".")[-1] for c in configs] == ["dpo", "ipo"] and {c.beta for c in configs} == {0.2}
 
-    assert all(name in said.split("held out, at the end of each run")[1] for name in ("accuracy", " dpo ", " ipo "))
+    assert all(name in said.split("held out, at the end of each run")[1] for name in ("accuracy", "\ndpo ", "\nipo "))
     with open(tmp_path / "sweep" / "summary.csv", newline="") as file:
         first, second = csv.DictReader(file)
     summary = json.loads((tmp_path / "sweep" / first["run"] / "summary.json").read_text())

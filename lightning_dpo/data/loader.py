@@ -1,5 +1,6 @@
 """From a set of pairs and an order to batches: by number of pairs, or by number of tokens."""
 
+import signal
 from collections.abc import Iterator, Sequence
 from functools import partial
 from typing import Any
@@ -30,9 +31,17 @@ def loader(
         **options,
         collate_fn=partial(_collate, pairs),
         num_workers=num_workers,
+        worker_init_fn=leave_signals_to_the_run,
         generator=torch.Generator(),  # a loader draws seeds for its workers: not from the run's generator
         persistent_workers=num_workers > 0,
     )
+
+
+def leave_signals_to_the_run(worker: int) -> None:
+    """Ctrl-C and a cluster's SIGTERM reach all processes of a run, which wants its batches until it is saved and then
+    ends its workers itself: by a SIGTERM at the worst, so a second one is obeyed."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, lambda number, frame: signal.signal(number, signal.SIG_DFL))
 
 
 def default_workers() -> int:

@@ -13,6 +13,7 @@ from lightning_dpo.batch import PairBatch, Ragged
 from lightning_dpo.data.encode import content_hash
 from lightning_dpo.data.formats import Format, parse
 from lightning_dpo.data.lines import as_object, parse_line
+from lightning_dpo.data.loader import leave_signals_to_the_run
 from lightning_dpo.data.rows import BadRow, Dropped, Row
 from lightning_dpo.data.sources import Source
 from lightning_dpo.data.tokenize import Encoded, PairTokenizer
@@ -170,7 +171,8 @@ class StreamLoader(DataLoader):
     """One iteration of a stream is one epoch; Lightning has no hook that would tell a stream its epoch."""
 
     def __init__(self, stream: PairStream, num_workers: int, epoch: int, skip_rows: int):
-        super().__init__(stream, batch_size=None, num_workers=num_workers, generator=torch.Generator())
+        options: dict[str, Any] = {"generator": torch.Generator(), "worker_init_fn": leave_signals_to_the_run}
+        super().__init__(stream, batch_size=None, num_workers=num_workers, **options)
         self.stream, self.epoch, self.skip_rows = stream, epoch, skip_rows
 
     def __iter__(self):

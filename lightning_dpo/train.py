@@ -25,6 +25,9 @@ if TYPE_CHECKING:
     from lightning_dpo.run_folder import RunFolder
 
 log = logging.getLogger(__name__)
+NOISY = ("torchao", "torch.utils._pytree")
+"""Loggers that complain of a file each at every start, where torchao is installed."""
+
 guard.install()  # on import: the workers of a launcher start with this module
 redact.protect_worker()
 
@@ -61,6 +64,8 @@ def command() -> None:
 def job(cfg: DictConfig) -> float | None:
     """One run, or one of a sweep. Returns its objective, so that a sweeper can search over it."""
     redact.protect_logs()
+    for name in NOISY:
+        logging.getLogger(name).setLevel(logging.ERROR)
     state = HydraConfig.get()
     run = partial(train, choices=dict(state.runtime.choices), overrides=list(state.overrides.task))
     if state.mode == RunMode.MULTIRUN:

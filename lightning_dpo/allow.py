@@ -124,16 +124,16 @@ def allowed(dotted: Any, path: str, key: str | None = None) -> Any:
     kind, shown = _first(KINDS, path), key or path
     if kind is None:
         raise ConfigError(f"{shown}={dotted}: nothing is built here; take it out")
-    own = tuple(name.strip() for name in os.environ.get(ALLOW, "").split(",") if name.strip())
+    trusted = own()
     told = f"{shown}={dotted}: {kind.what} is allowed here"
-    if not isinstance(dotted, str) or not _within(dotted, kind.packages + own):
+    if not isinstance(dotted, str) or not within(dotted, kind.packages + trusted):
         root = str(dotted).partition(".")[0]
         raise ConfigError(f"{told}; to trust a package of your own, set {ALLOW}={root} in the environment")
     try:
-        found = _walk(dotted, kind.packages + own)
+        found = _walk(dotted, kind.packages + trusted)
     except (ImportError, AttributeError) as error:
         raise ConfigError(f"{shown}={dotted}: {error}") from None
-    if not _fits(found, kind, own):
+    if not _fits(found, kind, trusted):
         raise ConfigError(f"{told}; this is {_described(found)}")
     return found
 
@@ -159,12 +159,12 @@ def _walk(dotted: str, packages: tuple[str, ...]) -> Any:
 def _fits(found: Any, kind: Kind, own: tuple[str, ...]) -> bool:
     home = getattr(found, "__module__", None) or ""
     if inspect.isclass(found):
-        return kind.base is not None and issubclass(found, _class(kind.base)) and _within(home, kind.packages + own)
+        return kind.base is not None and issubclass(found, _class(kind.base)) and within(home, kind.packages + own)
     if not inspect.isfunction(found):
         return False
     annotation = inspect.formatannotation(inspect.signature(found).return_annotation)
-    ours = kind.returns is not None and annotation.endswith(kind.returns) and _within(home, kind.packages)
-    return ours or _within(home, own)
+    ours = kind.returns is not None and annotation.endswith(kind.returns) and within(home, kind.packages)
+    return ours or within(home, own)
 
 
 def _class(dotted: str) -> type:
@@ -172,13 +172,19 @@ def _class(dotted: str) -> type:
     return getattr(importlib.import_module(module), name)
 
 
-def _within(name: str, packages: tuple[str, ...]) -> bool:
+def own() -> tuple[str, ...]:
+    """The packages that the environment names."""
+    return tuple(name.strip() for name in os.environ.get(ALLOW, "").split(",") if name.strip())
+
+
+def within(name: str, packages: tuple[str, ...]) -> bool:
+    """Whether a dotted name is that of a package or below it."""
     return any(f"{name}.".startswith(f"{package}.") for package in packages)
 
 
 def _related(name: str, packages: tuple[str, ...]) -> bool:
     """Inside one of the packages, or on the way to it."""
-    return _within(name, packages) or any(_within(package, (name,)) for package in packages)
+    return within(name, packages) or any(within(package, (name,)) for package in packages)
 
 
 def _described(found: Any) -> str:

@@ -64,7 +64,10 @@ def check(cfg: DictConfig, choices: dict[str, str | None], overrides: list[str])
     missing = sorted(OmegaConf.missing_keys(cfg))
     if missing:
         raise ConfigError(f"{missing[0]} has no value; type {missing[0]}=...")
-    plain: dict[str, Any] = OmegaConf.to_container(cfg, resolve=True)  # type: ignore[assignment]
+    OmegaConf.resolve(cfg)  # for good: what is built later is what is checked here
+    plain: dict[str, Any] = OmegaConf.to_container(cfg, resolve=False)  # type: ignore[assignment]
+    if left := [path for path, node in allow.nodes(plain) if isinstance(node, str) and "${" in node]:
+        raise ConfigError(f"{left[0]}: '${{' is left when all values are resolved; take it out, or give it in a file")
     allow.check(plain)
     _refuse_secret_values(plain, choices)
     betas = [node["beta"] for _, node in _targets(plain["loss"], "loss") if "beta" in node]  # a sum has several

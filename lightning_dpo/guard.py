@@ -1,16 +1,23 @@
 """Hydra acts on its own part of a configuration before a run begins: it is checked where Hydra composes it."""
 
 import inspect
+import re
 from functools import wraps
 from typing import Any
 
 from hydra._internal.config_loader_impl import ConfigLoaderImpl
+from hydra._internal.core_plugins.importlib_resources_config_source import ImportlibResourcesConfigSource
 from omegaconf import DictConfig, OmegaConf
 
 from lightning_dpo import allow
 from lightning_dpo.errors import ConfigError
 from lightning_dpo.redact import redact
 from lightning_dpo.resolvers import slug
+
+BUILT = r"hydra\.(callbacks|job_logging|hydra_logging|launcher|sweeper(?!\.params\.))(\.|$)"
+"""What Hydra builds and calls."""
+KNOWN = ("${parallel_jobs:}", "${hydra.job.name}", "${hydra.sweep.dir}/.submitit/%j")
+"""Interpolations of the launchers."""
 
 
 def install() -> None:
@@ -29,6 +36,17 @@ def install() -> None:
         return cfg
 
     ConfigLoaderImpl.load_configuration = checked  # type: ignore[method-assign]
+    make = ImportlibResourcesConfigSource.__init__
+
+    @wraps(make)
+    def known(self: Any, provider: str, path: str) -> None:
+        package = path.removeprefix("pkg://").replace("/", ".")
+        if not allow.within(package, (*allow.HYDRA, *allow.OURS, *allow.own())):
+            told = f"it would be imported; type file://FOLDER, or set {allow.ALLOW}={package} in the environment"
+            raise ConfigError(f"hydra.searchpath: pkg://{package}: {told}")
+        make(self, provider, path)
+
+    ImportlibResourcesConfigSource.__init__ = known  # type: ignore[method-assign]
 
 
 def _check_typed(cfg: DictConfig, given: list[str]) -> None:
@@ -44,6 +62,11 @@ def check(cfg: DictConfig) -> None:
     plain: Any = OmegaConf.to_container(cfg.hydra, resolve=False)
     for name in plain["job"].get("env_copy") or ():
         plain["job"]["env_set"].pop(name, None)  # this very environment
+    for path, node in allow.nodes({"hydra": plain}):
+        if isinstance(node, str) and "${" in node and re.match(BUILT, path) and node not in KNOWN:
+            if not path.endswith(".filename"):  # its form is checked below
+                told = "what it stands for when Hydra acts on it cannot be checked; write the value out"
+                raise ConfigError(f"{path}={redact(node)}: {told}")
     allow.check({"hydra": plain})
     name = str(plain["job"].get("name"))
     if slug(name) != name:

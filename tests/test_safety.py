@@ -13,6 +13,7 @@ import torch
 
 from lightning_dpo import allow, config, jobs, redact
 from lightning_dpo.errors import ConfigError
+from tests.conftest import ROOT
 from tests.test_conf import check, composed
 
 SMUGGLED = """
@@ -115,6 +116,26 @@ def test_a_target_that_an_interpolation_makes_is_refused(stranger):
         config.check(cfg, choices, [])
 
 
+def test_what_was_checked_is_what_is_built(stranger, monkeypatch):
+    """`seed_everything` sets an environment variable between the check and the build: a file could look at it."""
+    cfg, choices = composed("+callbacks={}", "++optimizer.foreach=${oc.env:TEST_TURN,null}")
+    monkeypatch.delenv("TEST_TURN", raising=False)
+    config.check(cfg, choices, [])
+    monkeypatch.setenv("TEST_TURN", "true")
+    assert cfg.optimizer.foreach is None
+    cfg, choices = composed("++run_name=\\\\${oc.env:HOME}")
+    with pytest.raises(ConfigError, match=r"'\$\{' is left when all values are resolved"):
+        config.check(cfg, choices, [])
+
+
+def test_a_search_path_imports_no_package(stranger, command):
+    (stranger / "theirs").mkdir()
+    text = f"defaults: [train, _self_]\nhydra:\n  searchpath: ['pkg://smuggled', 'file://{ROOT}/conf']\n"
+    (stranger / "theirs" / "nice.yaml").write_text(text)
+    code, said = command("--config-dir", str(stranger / "theirs"), "--config-name", "nice", "seed=0")
+    assert code == 2 and "hydra.searchpath: pkg://smuggled: it would be imported; type file://FOLDER" in said
+
+
 @pytest.mark.parametrize(
     ("text", "key"),
     [
@@ -128,6 +149,12 @@ def test_a_target_that_an_interpolation_makes_is_refused(stranger):
         ("job_logging: {formatters: {simple: {class: smuggled.loss}}}", "hydra.job_logging.formatters.simple.class"),
         ("job_logging: {handlers: {console: {stream: 'ext://smuggled.os'}}}", "hydra.job_logging.handlers.console"),
         ("job_logging: {handlers: {file: {filename: '../../.bashrc'}}}", "hydra.job_logging.handlers.file.filename"),
+        ("callbacks: {x: '${theirs}'}", "hydra.callbacks.x=${theirs}"),
+        ("callbacks: '${theirs}'", "hydra.callbacks"),
+        ("launcher: {_target_: '${theirs}'}", "hydra.launcher._target_=${theirs}"),
+        ("job_logging: {formatters: {x: '${theirs}'}}", "hydra.job_logging.formatters.x=${theirs}"),
+        ("hydra_logging: {handlers: {x: '${theirs}'}}", "hydra.hydra_logging.handlers.x=${theirs}"),
+        ("job_logging: {handlers: {console: {stream: '${theirs}'}}}", "hydra.job_logging.handlers.console.stream"),
         ("job: {name: '../../x'}", "hydra.job.name"),
         ("job: {env_set: {LIGHTNING_DPO_ALLOW: smuggled}}", "hydra.job.env_set.LIGHTNING_DPO_ALLOW"),
         ("sweeper: {params: {model.trust_remote_code: true}}", "hydra.sweeper.params.model.trust_remote_code"),

@@ -6,7 +6,8 @@ from functools import wraps
 from typing import Any
 
 from hydra._internal.config_loader_impl import ConfigLoaderImpl
-from hydra._internal.core_plugins.importlib_resources_config_source import ImportlibResourcesConfigSource
+from hydra._internal.config_repository import ConfigRepository
+from hydra.core.config_search_path import ConfigSearchPath
 from omegaconf import DictConfig, OmegaConf
 
 from lightning_dpo import allow
@@ -36,17 +37,18 @@ def install() -> None:
         return cfg
 
     ConfigLoaderImpl.load_configuration = checked  # type: ignore[method-assign]
-    make = ImportlibResourcesConfigSource.__init__
+    find = ConfigRepository.initialize_sources
 
-    @wraps(make)
-    def known(self: Any, provider: str, path: str) -> None:
-        package = path.removeprefix("pkg://").replace("/", ".")
-        if not allow.within(package, (*allow.HYDRA, *allow.OURS, *allow.own())):
-            told = f"it would be imported; type file://FOLDER, or set {allow.ALLOW}={package} in the environment"
-            raise ConfigError(f"hydra.searchpath: pkg://{package}: {told}")
-        make(self, provider, path)
+    @wraps(find)
+    def known(self: ConfigRepository, config_search_path: ConfigSearchPath) -> None:
+        for path in (element.path or "" for element in config_search_path.get_path()):
+            package = path.removeprefix("pkg://").replace("/", ".")
+            if path.startswith("pkg:") and not allow.within(package, (*allow.HYDRA, *allow.OURS, *allow.own())):
+                told = f"it would be imported; type file://FOLDER, or set {allow.ALLOW}={package} in the environment"
+                raise ConfigError(f"hydra.searchpath: {path}: {told}")
+        find(self, config_search_path)
 
-    ImportlibResourcesConfigSource.__init__ = known  # type: ignore[method-assign]
+    ConfigRepository.initialize_sources = known  # type: ignore[method-assign]
 
 
 def _check_typed(cfg: DictConfig, given: list[str]) -> None:

@@ -41,6 +41,8 @@ def main() -> None:
 def command() -> None:
     # Hydra would print its own errors and exit with 1; so they arrive here, in a sweep as well.
     os.environ.setdefault("HYDRA_FULL_ERROR", "1")
+    for name in NOISY:
+        logging.getLogger(name).setLevel(logging.ERROR)
     overrides = [argument for argument in sys.argv[1:] if not argument.startswith("-")]
     try:
         config.refuse_secrets(overrides)
@@ -64,8 +66,6 @@ def command() -> None:
 def job(cfg: DictConfig) -> float | None:
     """One run, or one of a sweep. Returns its objective, so that a sweeper can search over it."""
     redact.protect_logs()
-    for name in NOISY:
-        logging.getLogger(name).setLevel(logging.ERROR)
     state = HydraConfig.get()
     run = partial(train, choices=dict(state.runtime.choices), overrides=list(state.overrides.task))
     if state.mode == RunMode.MULTIRUN:

@@ -74,10 +74,12 @@ def optimum(scores: "Tensor", beta: float, scale: float = 1.0) -> Point:
 def reference_scores(samples: int, seed: int) -> "Tensor":
     """Oracle rewards of completions that the bundled model draws for some prompts of the grammar, [prompt, sample]."""
     import torch
+    import transformers
 
     from lightning_dpo.generation import generate
     from lightning_dpo.models import load_model, load_tokenizer
 
+    transformers.logging.disable_progress_bar()
     folder = str(ASSETS / "model")
     model, tokenizer = load_model(folder), load_tokenizer(folder)
     prompts = [f"review of a {origin} {genre} :" for origin in grammar.ORIGINS for genre in grammar.GENRES]

@@ -78,10 +78,15 @@ IN_THE_SHELL = {
     "hydra.launcher.srun_args": "type SLURM_* variables in the shell",
     "hydra.launcher.additional_parameters": "type SBATCH_* variables in the shell",
     "hydra.sweeper.params.model.trust_remote_code": "type model.trust_remote_code=true",
-    "logger.*.settings.base_url": "type WANDB_BASE_URL=... in the shell: your key would be sent there",
-    "logger.*.settings.x_executable": "no program is started from a configuration",
+    "logger.*.tracking_uri": "type MLFLOW_TRACKING_URI=... in the shell: your token would be sent there",
 }
 """Keys that would run a command, or send a key away, and what to do instead."""
+
+SETTINGS = (
+    *("init_timeout", "login_timeout", "console", "silent", "quiet", "show_errors", "show_info", "show_warnings"),
+    *("disable_git", "disable_code", "save_code", "x_disable_stats", "x_disable_meta", "x_stats_sampling_interval"),
+)
+"""Of W&B, what a configuration may set: no address that the key would be sent to, no program, no folder."""
 
 LOGGING = ("logging.StreamHandler", "logging.FileHandler", "logging.NullHandler", "colorlog.ColoredFormatter")
 STREAMS = ("ext://sys.stdout", "ext://sys.stderr")
@@ -96,6 +101,8 @@ def check(cfg: dict[str, Any]) -> None:
             allowed(node["_target_"], path, f"{path}._target_")
         if path in DOTTED and node is not None:
             allowed(node, path)
+        if re.fullmatch(r"logger\.[^.]+\.settings\.[^.]+", path) and path.rpartition(".")[2] not in SETTINGS:
+            raise ConfigError(f"{path}: set in the shell alone (WANDB_...); a file may set {', '.join(SETTINGS)}")
         if node and (reason := _first(IN_THE_SHELL, path.replace("+", "").replace("~", ""))):
             raise ConfigError(f"{path}: not from a configuration, which may be a stranger's; {reason}")
         if path.startswith("hydra.launcher.") and isinstance(node, str) and not node.isprintable():
@@ -204,10 +211,12 @@ def _first(table: dict[str, Any], path: str) -> Any:
 def _check_logging(path: str, node: Any) -> None:
     """logging.config would call any factory, and a file handler would write anywhere."""
     name = path.rpartition(".")[2]
+    if path.endswith("..") or ".." in path:
+        raise ConfigError(f"{path}: properties of a handler are not set from a configuration; take it out")
     if name in ("()", "class", "factory") and node not in LOGGING:
         raise ConfigError(f"{path}={node}: allowed: {', '.join(LOGGING)}")
     if isinstance(node, str) and node.startswith("ext://") and node not in STREAMS:
         raise ConfigError(f"{path}={node}: allowed: {', '.join(STREAMS)}")
-    inside = r"(\$\{hydra\.(runtime\.output_dir|run\.dir|sweep\.dir)\}/)?(\$\{hydra\.job\.name\}|[\w-])+\.log"
+    inside = r"(\$\{hydra\.(runtime\.output_dir|run\.dir|sweep\.dir)\}/)(\$\{hydra\.job\.name\}|[\w-])+\.log"
     if name == "filename" and not re.fullmatch(inside, str(node)):
         raise ConfigError(f"{path}={node}: allowed: ${{hydra.runtime.output_dir}}/NAME.log")

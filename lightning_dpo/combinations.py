@@ -1,7 +1,10 @@
 """Keys that each are right by themselves, and cannot be together or cannot be honoured here."""
 
+import os
+from pathlib import Path
 from typing import Any
 
+from lightning_dpo import allow
 from lightning_dpo.errors import ConfigError
 
 ADDS = "NAME={_target_: ...} instead, which adds to the run's own"
@@ -25,6 +28,23 @@ NOT_RESUMED = (
     *("LearningRateFinder", "BatchSizeFinder", "ModelPruning"),
 )
 """Callbacks of Lightning after which a run that was stopped does not end as one that never was."""
+
+
+PATHS = ("save_dir", "root_dir", "default_root_dir", "dirpath", "dir", "log_dir", "sub_dir", "filename")
+"""Arguments that name a file or a folder; `name` and `version` do too, but for W&B."""
+
+
+def check_inside(cfg: dict[str, Any]) -> None:
+    """Errors: ConfigError for a logger, a callback or a profiler that would write outside the run's folder."""
+    top = Path(cfg["output_dir"]).absolute()
+    for path, node in allow.nodes({k: cfg[k] for k in ("logger", "callbacks", "trainer") if cfg.get(k)}):
+        target = str(node.get("_target_", "")) if isinstance(node, dict) else ""
+        names = PATHS if target.endswith("WandbLogger") else (*PATHS, "name", "version")
+        for name in names if target else ():
+            value = node.get(name)
+            place = os.path.normpath(top / Path(str(value)).expanduser())
+            if value is not None and not Path(place).is_relative_to(os.path.normpath(top)):
+                raise ConfigError(f"{path}.{name}={value}: outside the run's folder; type output_dir=...")
 
 
 def check_combinations(cfg: dict[str, Any]) -> None:

@@ -5,7 +5,7 @@ and ranges included. Combinations that would ignore an option are refused.
 """
 
 import difflib
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +18,7 @@ from lightning_dpo import (
     redact,
     resolvers,  # noqa: F401  conf/ uses them
 )
-from lightning_dpo.combinations import check_combinations
+from lightning_dpo.combinations import check_combinations, check_inside
 from lightning_dpo.errors import ConfigError
 from lightning_dpo.signatures import ArgumentError, check_arguments
 
@@ -43,13 +43,13 @@ def refuse_secrets(overrides: list[str]) -> None:
             raise ConfigError(f"{redact.redact(key)}=... holds the value of {name}, which would stand in every file")
 
 
-def _refuse_secret_values(plain: dict[str, Any], choices: dict[str, str | None]) -> None:
-    """A configuration is written to config.yaml, to W&B and into names."""
+def refuse_secret_values(plain: dict[str, Any], choices: Mapping[str, str | None]) -> None:
+    """A configuration is written to config.yaml, to W&B and into names. Errors: ConfigError, which repeats none."""
     for path, node in allow.nodes(plain):
         told = f"{redact.redact(path)}{_in_file(path, choices)}"
         if node is not None and node != "" and redact.KEY.search(path):
             raise ConfigError(f"{told}: secrets come from the environment (WANDB_API_KEY, HF_TOKEN), not from a key")
-        if name := redact.holder(path) or (isinstance(node, str) and redact.holder(node)):
+        if name := redact.holder(path) or (not isinstance(node, dict | list) and redact.holder(str(node))):
             raise ConfigError(f"{told} holds the value of {name}, which would stand in every file; leave it out")
 
 
@@ -69,7 +69,7 @@ def check(cfg: DictConfig, choices: dict[str, str | None], overrides: list[str])
     if left := [path for path, node in allow.nodes(plain) if isinstance(node, str) and "${" in node]:
         raise ConfigError(f"{left[0]}: '${{' is left when all values are resolved; take it out, or give it in a file")
     allow.check(plain)
-    _refuse_secret_values(plain, choices)
+    refuse_secret_values(plain, choices)
     betas = [node["beta"] for _, node in _targets(plain["loss"], "loss") if "beta" in node]  # a sum has several
     if "beta" in plain and plain["beta"] not in betas:
         found = " and ".join(map(str, betas)) or None
@@ -88,6 +88,7 @@ def check(cfg: DictConfig, choices: dict[str, str | None], overrides: list[str])
             "model.trust_remote_code=true in a file would run Python code that comes with the model; type it instead"
         )
     check_combinations(plain)
+    check_inside(plain)
     _check_built(cfg, choices)
 
 
@@ -161,7 +162,7 @@ def _targets(node: Any, path: str = "") -> Iterator[tuple[str, dict]]:
     return ((p, n) for p, n in allow.nodes(node, path) if isinstance(n, dict) and "_target_" in n)
 
 
-def _in_file(path: str, choices: dict[str, str | None]) -> str:
+def _in_file(path: str, choices: Mapping[str, str | None]) -> str:
     group = path.split(".")[0]
     choice = choices.get(group)
     return f" (conf/{group}/{choice}.yaml)" if isinstance(choice, str) and not choice.startswith("[") else ""

@@ -9,13 +9,15 @@ from hydra._internal.config_loader_impl import ConfigLoaderImpl
 from hydra._internal.config_repository import ConfigRepository
 from hydra.core.config_search_path import ConfigSearchPath
 from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
 
 from lightning_dpo import allow
+from lightning_dpo.config import refuse_secret_values
 from lightning_dpo.errors import ConfigError
-from lightning_dpo.redact import redact
+from lightning_dpo.redact import NAME, redact
 from lightning_dpo.resolvers import slug
 
-BUILT = r"hydra\.(callbacks|job_logging|hydra_logging|launcher|sweeper(?!\.params\.))(\.|$)"
+BUILT = r"hydra\.(callbacks|job|job_logging|hydra_logging|launcher|sweeper)(\.|$)"
 """What Hydra builds and calls."""
 KNOWN = ("${parallel_jobs:}", "${hydra.job.name}", "${hydra.sweep.dir}/.submitit/%j")
 """Interpolations of the launchers."""
@@ -30,10 +32,14 @@ def install() -> None:
 
     @wraps(compose)
     def checked(*args: Any, **kwargs: Any) -> DictConfig:
-        cfg = compose(*args, **kwargs)
+        try:
+            cfg = compose(*args, **kwargs)
+        except KeyError as error:
+            raise ConfigError(f"hydra.job.env_copy: {error} is not set in the environment") from None
         given = inspect.signature(compose).bind(*args, **kwargs).arguments["overrides"]
         _check_typed(cfg, given)
         check(cfg)
+        _check_secrets(cfg)
         return cfg
 
     ConfigLoaderImpl.load_configuration = checked  # type: ignore[method-assign]
@@ -62,14 +68,55 @@ def _check_typed(cfg: DictConfig, given: list[str]) -> None:
 def check(cfg: DictConfig) -> None:
     """Errors: ConfigError for a part of `hydra:` that would run another's code or log outside the run's folder."""
     plain: Any = OmegaConf.to_container(cfg.hydra, resolve=False)
+    _check_folders(plain)
+    for name in plain["job"].get("env_copy") or ():
+        if NAME.search(str(name)):
+            raise ConfigError(f"hydra.job.env_copy: {name} would stand in a file; every process has it already")
+    for key in plain["sweeper"].get("params") or ():
+        if not re.fullmatch(r"[+~]*[\w./@-]+", str(key)):
+            raise ConfigError(f"hydra.sweeper.params: {key!r} is no key")
     for name in plain["job"].get("env_copy") or ():
         plain["job"]["env_set"].pop(name, None)  # this very environment
     for path, node in allow.nodes({"hydra": plain}):
         if isinstance(node, str) and "${" in node and re.match(BUILT, path) and node not in KNOWN:
-            if not path.endswith(".filename"):  # its form is checked below
+            # The form of the one is checked below; the other is what was typed, and becomes a name.
+            if not path.endswith((".filename", "hydra.job.override_dirname")):
                 told = "what it stands for when Hydra acts on it cannot be checked; write the value out"
                 raise ConfigError(f"{path}={redact(node)}: {told}")
     allow.check({"hydra": plain})
     name = str(plain["job"].get("name"))
     if slug(name) != name:
         raise ConfigError(f"hydra.job.name={name!r}: a name of letters, digits and dashes; it names the log file")
+
+
+SLUG = r"\$\{slug:([^{}]|\{[^{}]*\})*\}"
+"""An interpolation that gives one safe name, whatever stands in it."""
+
+
+def _check_folders(plain: dict[str, Any]) -> None:
+    """Hydra makes its folders before a run begins."""
+    if (folder := plain["run"]["dir"]) != "${output_dir}":
+        raise ConfigError(f"hydra.run.dir={redact(str(folder))}: type output_dir=...")
+    subdir, inner = str(plain["sweep"]["subdir"]), plain.get("output_subdir")
+    if slug(subdir) != subdir and not re.fullmatch(SLUG, subdir):
+        told = "a sweep is one level of folders with safe names; type"
+        raise ConfigError(f"hydra.sweep.subdir={redact(subdir)}: {told} 'hydra.sweep.subdir=${{slug:a-${{beta}}}}'")
+    if inner is not None and slug(inner) != inner:
+        raise ConfigError(f"hydra.output_subdir={redact(str(inner))}: a name of letters, digits and dashes, or null")
+
+
+def _check_secrets(cfg: DictConfig) -> None:
+    """Hydra writes what was composed into files, and makes folders by it, before a run begins."""
+    raw: Any = OmegaConf.to_container(cfg, resolve=False)
+    for path, node in sorted(allow.nodes(raw), key=lambda found: found[0].startswith("hydra.")):
+        for name in re.findall(r"oc\.env:\s*([\w$]+)", node) if isinstance(node, str) else ():
+            if NAME.search(name) or "$" in name:
+                told = "would stand in every file; secrets are read from the environment itself"
+                raise ConfigError(f"{path}: ${{oc.env:{name}}} {told}")
+    for name in raw.keys() - {"hydra"}:
+        try:
+            node = cfg[name]
+            plain = {name: OmegaConf.to_container(node, resolve=True) if OmegaConf.is_config(node) else node}
+        except OmegaConfBaseException:  # a value is missing, or no run will begin
+            plain = {name: raw[name]}
+        refuse_secret_values(plain, {})

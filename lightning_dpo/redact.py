@@ -15,8 +15,14 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, TextIO
 
-NAME = re.compile(r"(^|_)(API_?KEY|KEY|TOKEN|SECRET|PASSWORD|PASSWD|PASSPHRASE|CREDENTIALS?)$", re.IGNORECASE)
-KEY = re.compile(r"(api_?key|access_?key|secret|password|passwd|(^|[._])token)$", re.IGNORECASE)
+NAME = re.compile(
+    r"(_(KEY|PWD|PAT|AUTH)|^KEY|API_?KEY|TOKEN|SECRET|PASS|PASSWORD|PASSWD|PASSPHRASE|CREDENTIALS?)$", re.IGNORECASE
+)
+KEY = re.compile(
+    r"((api|access|private|secret|encryption)[-_]?key|secret|password|passwd|passphrase|credentials?|(^|[._-])(auth|pwd)"
+    r"|token)$",
+    re.IGNORECASE,
+)
 """Keys of a configuration that hold a secret."""
 
 SHORTEST = 6

@@ -112,9 +112,6 @@ def job(cfg: DictConfig, body: Callable[[DictConfig], float | None]) -> float | 
     """One job, in whatever process its launcher has put it."""
     hydra = HydraConfig.get()
     folder = Path(hydra.runtime.output_dir)
-    if not (folder.parent / "sweep.json").exists():
-        subdir = f"hydra.sweep.subdir={hydra.sweep.subdir}"
-        raise ConfigError(f"{subdir}: a sweep is one level of folders; type a name without a slash, as a-${{beta}}")
     about = json.loads((folder.parent / "sweep.json").read_text(encoding="utf-8"))
     if about["gpus"]:
         os.environ["CUDA_VISIBLE_DEVICES"] = gpu_of(multiprocessing.current_process().name, about["gpus"])

@@ -43,7 +43,8 @@ LAYERS = [
     {"soundness"},
     {"layout"},
     {"attention"},
-    {"allow", "combinations", "redact"},
+    {"combinations"},
+    {"allow", "redact"},
     {"batch", "content", "signatures", "errors", "files", "free_keys", "signals", "resolvers", "demo"},
 ]
 """From the top; a module imports from lower layers, or from its own package."""

@@ -12,6 +12,7 @@ import pytest
 import torch
 
 from lightning_dpo import allow, config, jobs, redact
+from lightning_dpo.combinations import check_inside
 from lightning_dpo.errors import ConfigError
 from tests.conftest import ROOT
 from tests.test_conf import check, composed
@@ -116,6 +117,47 @@ def test_a_target_that_an_interpolation_makes_is_refused(stranger):
         config.check(cfg, choices, [])
 
 
+@pytest.mark.parametrize(
+    ("given", "key"),
+    [
+        ({"_target_": "CSVLogger", "save_dir": "out", "name": "../../x", "version": ""}, "logger.a.name=../../x"),
+        ({"_target_": "CSVLogger", "save_dir": "/elsewhere"}, "logger.a.save_dir=/elsewhere"),
+        ({"_target_": "WandbLogger", "save_dir": "~"}, "logger.a.save_dir=~"),
+        ({"_target_": "WandbLogger", "name": "../any name"}, None),
+    ],
+)
+def test_loggers_write_inside_the_runs_folder(given, key):
+    cfg = {"output_dir": "out", "logger": {"a": given}, "trainer": {"_target_": "Trainer", "default_root_dir": "out"}}
+    cfg["trainer"]["default_root_dir"] = os.path.abspath("out")
+    given |= {"save_dir": os.path.abspath("out")} if given.get("save_dir") == "out" else {}
+    if key is None:
+        check_inside(cfg)
+        return
+    with pytest.raises(ConfigError, match=f"{key}: outside the run's folder"):
+        check_inside(cfg)
+
+
+@pytest.mark.parametrize("key", ["base_url", "https_proxy", "x_executable", "x_files_dir", "x_extra_http_headers"])
+def test_wandb_is_told_no_address_program_or_folder_by_a_file(key):
+    with pytest.raises(ConfigError, match=f"logger.wandb.settings.{key}: set in the shell alone"):
+        allow.check({"logger": {"wandb": {"settings": {key: "http://127.0.0.1"}}}})
+
+
+@pytest.mark.parametrize("sweep", [False, True])
+@pytest.mark.parametrize(
+    "typed",
+    ["+note=${oc.env:ODD_PASSWORD}", "run_name=${oc.env:ODD_PASSWORD}", "+note=${slug:${oc.env:ODD_PASSWORD}}",
+     "+note=${oc.decode:${oc.env:PGPASSWORD}}", "+note=${oc.env:${name}}", "+logger.x.private_key=abcdefgh"],
+)  # fmt: skip
+def test_a_secret_reaches_no_folder_that_hydra_makes(typed, sweep, monkeypatch, command, tmp_path):
+    monkeypatch.setenv("ODD_PASSWORD", "p@ss/word!77")
+    monkeypatch.setenv("PGPASSWORD", "1234567890")
+    options = ["-m", "seed=0", "sweep_name=s"] if sweep else []
+    code, said = command(*options, "+name=ODD_PASSWORD", typed)
+    assert code == 2 and "word!77" not in said and "1234567890" not in said
+    assert not [path for path in tmp_path.rglob("*") if path.is_file()], "nothing was written"
+
+
 def test_what_was_checked_is_what_is_built(stranger, monkeypatch):
     """`seed_everything` sets an environment variable between the check and the build: a file could look at it."""
     cfg, choices = composed("+callbacks={}", "++optimizer.foreach=${oc.env:TEST_TURN,null}")
@@ -156,6 +198,19 @@ def test_a_search_path_imports_no_package(stranger, command):
         ("hydra_logging: {handlers: {x: '${theirs}'}}", "hydra.hydra_logging.handlers.x=${theirs}"),
         ("job_logging: {handlers: {console: {stream: '${theirs}'}}}", "hydra.job_logging.handlers.console.stream"),
         ("job: {name: '../../x'}", "hydra.job.name"),
+        ("job: {env_set: '${theirs}'}", "hydra.job.env_set=${theirs}"),
+        ("sweeper: {params: {'model.trust_remote_code=bool(value': 'true)'}}", "hydra.sweeper.params"),
+        ("sweeper: {params: {seed: '${theirs}'}}", "hydra.sweeper.params.seed=${theirs}"),
+        ("job: {env_copy: [HF_TOKEN]}", "hydra.job.env_copy: "),
+        ("output_subdir: ../x", "hydra.output_subdir=../x"),
+        ("run: {dir: ../x}", "hydra.run.dir=../x: type output_dir="),
+        ("sweep: {subdir: '../x'}", "hydra.sweep.subdir=../x: a sweep is one level of folders"),
+        ("sweep: {subdir: '${slug:a}/../${slug:b}'}", "a sweep is one level of folders"),
+        (
+            "job_logging: {handlers: {file: {filename: stray.log}}}",
+            "hydra.job_logging.handlers.file.filename=stray.log",
+        ),
+        ("job_logging: {handlers: {file: {'.': {baseFilename: /x}}}}", "hydra.job_logging.handlers.file.."),
         ("job: {env_set: {LIGHTNING_DPO_ALLOW: smuggled}}", "hydra.job.env_set.LIGHTNING_DPO_ALLOW"),
         ("sweeper: {params: {model.trust_remote_code: true}}", "hydra.sweeper.params.model.trust_remote_code"),
         ("sweeper: {params: {++model.trust_remote_code: true}}", "hydra.sweeper.params.++model.trust_remote_code"),

@@ -28,7 +28,10 @@ def show(folder: Path) -> None:
     printed = Table(*columns, title=title, box=SIMPLE_HEAD, padding=(0, 1, 0, 0), show_edge=False, pad_edge=False)
     for row in texts:
         printed.add_row(*("" if v is None else str(v) for v in row.values()))
-    Console(highlight=False, markup=False).print(printed)
+    console = Console(highlight=False, markup=False)
+    if not console.is_terminal:
+        console.width = max(console.width, 120)  # a file or a pipe has room
+    console.print(printed)
 
 
 def _number(value: float | None) -> str:

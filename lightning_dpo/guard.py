@@ -100,7 +100,7 @@ def _check_folders(plain: dict[str, Any]) -> None:
     subdir, inner = str(plain["sweep"]["subdir"]), plain.get("output_subdir")
     if slug(subdir) != subdir and not re.fullmatch(SLUG, subdir):
         told = "a sweep is one level of folders with safe names; type"
-        raise ConfigError(f"hydra.sweep.subdir={redact(subdir)}: {told} 'hydra.sweep.subdir=${{slug:a-${{beta}}}}'")
+        raise ConfigError(f"hydra.sweep.subdir={redact(subdir)}: {told} 'hydra.sweep.subdir=\"${{slug:a-${{beta}}}}\"'")
     if inner is not None and slug(inner) != inner:
         raise ConfigError(f"hydra.output_subdir={redact(str(inner))}: a name of letters, digits and dashes, or null")
 

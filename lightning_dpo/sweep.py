@@ -197,7 +197,7 @@ def _end(sweep: Sweep, stopped: int | None = None) -> bool:
     """Report; returns whether something is left to do, which is then said."""
     sweep.overview.close()
     conclude(sweep.folder)
-    told = failures(sweep.folder, sweep.invocation)
+    told = failures(sweep.folder, sweep.invocation, stopped is not None)
     if told:
         print(f"\n{len(told)} of {sweep.overview.total or 'the'} jobs failed:\n" + "\n".join(told))
     if told or stopped:

@@ -35,6 +35,8 @@ def install() -> None:
         try:
             cfg = compose(*args, **kwargs)
         except KeyError as error:
+            if not _in_environ(error):
+                raise
             raise ConfigError(f"hydra.job.env_copy: {error} is not set in the environment") from None
         given = inspect.signature(compose).bind(*args, **kwargs).arguments["overrides"]
         _check_typed(cfg, given)
@@ -55,6 +57,14 @@ def install() -> None:
         find(self, config_search_path)
 
     ConfigRepository.initialize_sources = known  # type: ignore[method-assign]
+
+
+def _in_environ(error: KeyError) -> bool:
+    """Whether os.environ has raised it, as for a name of `hydra.job.env_copy`."""
+    place = error.__traceback__
+    while place is not None and place.tb_next is not None:
+        place = place.tb_next
+    return place is not None and place.tb_frame.f_globals.get("__name__") == "os"
 
 
 def _check_typed(cfg: DictConfig, given: list[str]) -> None:

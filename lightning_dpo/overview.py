@@ -116,12 +116,12 @@ def duration(seconds: float) -> str:
     return f"{minutes} min {rest} s" if minutes < 60 else f"{minutes // 60} h {minutes % 60} min"
 
 
-def failures(folder: Path, invocation: str, stopped: bool = False) -> list[str]:
+def failures(folder: Path, invocation: str) -> list[str]:
     """Each failed job in three lines: its folder and overrides, its error, where its output stands. A job that says it
-    is running while no process has its lock was killed; where the sweep was `stopped`, by that."""
+    is running while no process has its lock was killed."""
     told = []
     for path, record in records(folder, invocation).items():
-        killed = not stopped and record["state"] == "running" and jobs.is_free(path.parent)
+        killed = record["state"] == "running" and jobs.is_free(path.parent)
         if record["state"] == "failed" or killed:
             error = record.get("error", "its process ended without a word (killed, or out of memory?)")
             log = record["log"] or path

@@ -10,9 +10,10 @@ import os
 import shlex
 import signal
 import sys
+import time
 import uuid
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -26,7 +27,7 @@ from omegaconf import DictConfig, open_dict, read_write
 from lightning_dpo import grid, jobs, report
 from lightning_dpo.errors import ConfigError
 from lightning_dpo.files import write_json
-from lightning_dpo.overview import Overview, failures, stamp
+from lightning_dpo.overview import Overview, failures, records, stamp
 from lightning_dpo.resolvers import visible_gpus
 
 STOPPING = (signal.SIGINT, signal.SIGTERM)
@@ -117,6 +118,7 @@ def job(cfg: DictConfig, body: Callable[[DictConfig], float | None]) -> float | 
         os.environ["CUDA_VISIBLE_DEVICES"] = gpu_of(multiprocessing.current_process().name, about["gpus"])
     in_worker = about["launcher"] == "joblib" and not _current
     if in_worker:
+        os.setpgid(0, 0)  # Ctrl-C reaches the parent alone, which hands it on: two signals would end a job unsaved
         for number in STOPPING:
             signal.signal(number, _leave)
     fixed = hydra.job.config.override_dirname.exclude_keys
@@ -126,8 +128,8 @@ def job(cfg: DictConfig, body: Callable[[DictConfig], float | None]) -> float | 
     try:
         return jobs.run(folder, cfg, body, about["invocation"], varied)
     except SystemExit as end:
-        if in_worker:  # the worker would go on with the next job
-            os._exit(int(end.code or 0))
+        if in_worker:
+            _park(int(end.code or 0))
         raise
 
 
@@ -141,6 +143,15 @@ def gpu_of(process: str, gpus: Sequence[str]) -> str:
     return gpus[(int(number) - 1) % len(gpus) if number.isdigit() else 0]
 
 
+def _park(code: int) -> None:
+    """In a worker whose job is saved: loky kills all workers as soon as one has ended, and others may still be saving.
+    The parent ends them all, or has itself ended."""
+    parent = os.getppid()
+    while os.getppid() == parent:
+        time.sleep(0.05)
+    os._exit(code)
+
+
 def _leave(number: int, frame: Any) -> None:
     """In a worker process; the terminal and the parent may both send a signal, and one is enough."""
     for other in STOPPING:
@@ -149,17 +160,28 @@ def _leave(number: int, frame: Any) -> None:
 
 
 def _stop(number: int, frame: Any) -> None:
-    """In the process that launches: end the workers, if there are any, and the job that runs here; a second signal does
-    not wait for them."""
+    """In the process that launches: let the jobs of the workers, if there are any, be saved, and end the job that runs
+    here; a second signal does not wait for them."""
     sweep = _current[0]
     # By name: the loader of a job that runs here may have child processes too.
     workers = [child for child in multiprocessing.active_children() if child.name.startswith("LokyProcess")]
+    first, sweep.stopping = not sweep.stopping, True
+    for worker in _busy(sweep, workers) if first else ():
+        worker.terminate()
+    while first and _busy(sweep, workers):
+        time.sleep(0.05)
     for worker in workers:
-        worker.kill() if sweep.stopping else worker.terminate()
-    sweep.stopping = True
-    for worker in workers:
+        with suppress(ProcessLookupError):
+            os.kill(worker.pid, signal.SIGKILL)  # loky's processes have no kill()
         worker.join()
     sys.exit(128 + number)
+
+
+def _busy(sweep: Sweep, workers: Sequence[Any]) -> list[Any]:
+    """The workers in which a job of this sweep runs."""
+    found = records(sweep.folder, sweep.invocation).values()
+    running = {record.get("pid") for record in found if record["state"] == "running"}
+    return [worker for worker in workers if worker.pid in running and worker.is_alive()]
 
 
 @contextmanager
@@ -197,7 +219,7 @@ def _end(sweep: Sweep, stopped: int | None = None) -> bool:
     """Report; returns whether something is left to do, which is then said."""
     sweep.overview.close()
     conclude(sweep.folder)
-    told = failures(sweep.folder, sweep.invocation, stopped is not None)
+    told = failures(sweep.folder, sweep.invocation)
     if told:
         print(f"\n{len(told)} of {sweep.overview.total or 'the'} jobs failed:\n" + "\n".join(told))
     if told or stopped:

@@ -1,6 +1,5 @@
 """What is printed about a job while a sweep runs."""
 
-import json
 from datetime import UTC, datetime, timedelta
 
 import pytest
@@ -30,15 +29,6 @@ def test_the_time_left_counts_what_runs():
     assert overview.seconds_left(two, total=5, now=BEGAN) == 4 * 20 / 2
     assert overview.seconds_left(two, total=5, now=BEGAN + timedelta(seconds=5)) == (4 * 20 - 2 * 5) / 2
     assert overview.seconds_left(two[1:], total=5) is None, "before the first has run"
-
-
-def test_a_job_that_ends_without_a_word_has_failed_unless_the_sweep_was_stopped(tmp_path):
-    (tmp_path / "a").mkdir()
-    record = {"state": "running", "invocation": "now", "began": BEGAN.isoformat(), "overrides": ["beta=1"], "log": None}
-    (tmp_path / "a" / "job.json").write_text(json.dumps(record))
-    (told,) = overview.failures(tmp_path, "now")
-    assert "a   beta=1" in told and "ended without a word" in told
-    assert not overview.failures(tmp_path, "now", stopped=True)
 
 
 @pytest.mark.parametrize(("name", "best"), [("val/rewards/accuracies", 3), ("val/loss", 1), ("val/kl", 1)])

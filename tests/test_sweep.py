@@ -3,8 +3,11 @@
 import json
 import os
 import signal
+import subprocess
+import sys
 import time
 
+import psutil
 import pytest
 from filelock import FileLock
 from hydra.core.hydra_config import HydraConfig
@@ -199,3 +202,27 @@ def test_processes_get_the_gpus_in_turn(sweep, folder, monkeypatch):
     assert code == 0, said
     assert {record(folder / f"seed{n}")["gpus"] for n in (0, 1)} <= {"4", "7"}
     assert "2 jobs, launcher joblib" in said and said.count("done") == 2
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_every_job_of_a_stopped_sweep_is_saved_whichever_worker_is_first(short, folder, tmp_path, number):
+    """loky kills the other workers when one has ended; here one job has the longer step to finish."""
+    options = [o for o in short if not o.startswith(("output_dir", "data.batch_size"))] + ["samples.n=0", "logger=csv"]
+    options += ["data.batch_size=1,48", "trainer.max_epochs=2000", "checkpoint.every_n_steps=100000", "data.val=null"]
+    line = [sys.executable, "-m", "lightning_dpo.train", "-m", *options, "sweep_name=s", "launcher=joblib"]
+    line += ["hydra.launcher.n_jobs=2"]
+    with open(tmp_path / "said", "w") as said:
+        process = subprocess.Popen(line, cwd=tmp_path, stdout=said, stderr=said, start_new_session=True)
+    files = [folder / f"data.batch_size{size}" / "metrics.csv" for size in (1, 48)]
+    end = time.monotonic() + 120
+    while process.poll() is None and time.monotonic() < end:
+        if all(file.exists() and file.read_bytes().count(b"\n") > 3 for file in files):
+            os.kill(process.pid, number) if number == signal.SIGTERM else os.killpg(process.pid, number)
+            break
+        time.sleep(0.1)
+    assert process.wait(60) == 128 + number, (tmp_path / "said").read_text()
+    for file in files:
+        assert record(file.parent)["state"] == "stopped" and (file.parent / "checkpoints" / "last.ckpt").exists()
+    told = (tmp_path / "said").read_text()
+    assert "stopped; continue with:" in told and "jobs failed" not in told
+    assert not [p for p in psutil.process_iter() if p.ppid() == process.pid], "no worker is left"

@@ -171,8 +171,9 @@ def _stop(number: int, frame: Any) -> None:
     while first and _busy(sweep, workers):
         time.sleep(0.05)
     for worker in workers:
-        with suppress(ProcessLookupError):
-            os.kill(worker.pid, signal.SIGKILL)  # loky's processes have no kill()
+        if worker.pid is not None:  # loky's processes have no kill()
+            with suppress(ProcessLookupError):
+                os.kill(worker.pid, signal.SIGKILL)
         worker.join()
     sys.exit(128 + number)
 

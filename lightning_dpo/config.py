@@ -5,6 +5,7 @@ and ranges included. Combinations that would ignore an option are refused.
 """
 
 import difflib
+import re
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -174,6 +175,8 @@ def explain(error: BaseException, overrides: list[str]) -> str:
     text = text.split(" Config search path")[0]
     if isinstance(error, OverrideParseException):
         return f"{error.override}: {text}"
+    if found := re.search(r"Could not find 'hydra/launcher/((joblib|submitit)\w*)'", text):
+        return f"launcher={found[1]} needs a plugin: pip install 'lightning-dpo[sweep]', or type launcher=local"
     for override in overrides:
         key, _, value = override.partition("=")
         key = key.lstrip("+~")

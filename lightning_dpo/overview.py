@@ -29,6 +29,7 @@ class Overview(threading.Thread):
         super().__init__(daemon=True)
         self.folder, self.invocation, self.total = folder, invocation, total
         self.shown: dict[Path, str] = {}
+        self.at_once = 1
         self.terminal = os.fdopen(os.dup(1), "w", encoding="utf-8")
         self.over = threading.Event()
 
@@ -48,7 +49,8 @@ class Overview(threading.Thread):
             if self.shown.get(path) != record["state"]:
                 self.shown[path] = record["state"]
                 seen = [found[p] | {"state": state} for p, state in self.shown.items()]
-                print(line(path.parent.name, record, seen, self.total), file=self.terminal, flush=True)
+                print(line(path.parent.name, record, seen, self.total, self.at_once), file=self.terminal, flush=True)
+        self.at_once = max(self.at_once, sum(state == "running" for state in self.shown.values()))
 
 
 def records(folder: Path, invocation: str) -> dict[Path, Record]:
@@ -58,11 +60,12 @@ def records(folder: Path, invocation: str) -> dict[Path, Record]:
     return dict(sorted(ours.items(), key=lambda item: (item[1]["began"], item[0])))
 
 
-def line(name: str, record: Record, seen: Iterable[Record], total: int | None) -> str:
+def line(name: str, record: Record, seen: Iterable[Record], total: int | None, at_once: int = 1) -> str:
     """One job as it is now.
 
     Args:
         seen: the records of all jobs so far, this one included.
+        at_once: see `seconds_left`.
     """
     seen = list(seen)
     ended = sum(r["state"] != "running" for r in seen)
@@ -73,7 +76,7 @@ def line(name: str, record: Record, seen: Iterable[Record], total: int | None) -
         said += _result(record, seen)
     if record["state"] == "failed":
         said += f"   {record['error'][:200]}"
-    if record["state"] != "running" and total and (left := seconds_left(seen, total)):
+    if record["state"] != "running" and total and (left := seconds_left(seen, total, at_once)):
         said += f"   {duration(left)} left"
     return said
 
@@ -93,16 +96,21 @@ def best(seen: Iterable[Record]) -> float:
     return pick(objective["value"] for objective in found)
 
 
-def seconds_left(seen: list[Record], total: int, now: datetime | None = None) -> float | None:
-    """As long as the jobs that have run took on average, for those that have not; None before the first has."""
+def seconds_left(seen: list[Record], total: int, at_once: int, now: datetime | None = None) -> float | None:
+    """As long as the jobs that have run took on average, for those that have not; None before the first has.
+
+    Args:
+        at_once: the most jobs that were seen to run at the same time. Not those of this moment: a line is printed when
+            a job ends, and its place is empty then.
+    """
     took = [r["seconds"] for r in seen if r["state"] == "done" and not r.get("skipped")]
     running = [r for r in seen if r["state"] == "running"]
-    ended = len(seen) - len(running)
-    if not took or ended >= total:
+    left = total - len(seen) + len(running)
+    if not took or left <= 0:
         return None
     mean, now = sum(took) / len(took), now or datetime.now(UTC)
     done = sum(min(mean, (now - datetime.fromisoformat(r["began"])).total_seconds()) for r in running)
-    return (mean * (total - ended) - done) / max(1, len(running))
+    return (mean * left - done) / min(left, at_once)
 
 
 def duration(seconds: float) -> str:

@@ -2,6 +2,7 @@
 
 import pytest
 from hydra import compose, initialize_config_dir
+from hydra.core.config_store import ConfigStore
 from omegaconf import OmegaConf
 
 from lightning_dpo import config, resolvers
@@ -164,6 +165,15 @@ def test_hydras_own_errors_become_one_line(override, said):
         composed(override)
     line = config.explain(error.value, [override])
     assert said in line and "\n" not in line and config.is_user_error(error.value)
+
+
+def test_a_launcher_that_is_not_installed_is_answered_with_its_install(monkeypatch):
+    composed("launcher=joblib")  # Hydra has looked for its plugins
+    monkeypatch.delitem(ConfigStore.instance().repo["hydra"]["launcher"], "joblib.yaml")
+    with pytest.raises(Exception) as error:
+        composed("launcher=joblib")
+    line = config.explain(error.value, ["experiment=controlled_sentiment", "launcher=joblib"])
+    assert line == "launcher=joblib needs a plugin: pip install 'lightning-dpo[sweep]', or type launcher=local"
 
 
 def test_a_key_that_another_choice_has_is_answered_with_the_choice():

@@ -1,10 +1,12 @@
 """What is printed about a job while a sweep runs."""
 
+import re
 from datetime import UTC, datetime, timedelta
 
 import pytest
 
 from lightning_dpo import overview
+from lightning_dpo.files import write_json
 
 BEGAN = datetime(2026, 1, 1, tzinfo=UTC)
 
@@ -26,9 +28,31 @@ def test_a_line_has_the_best_so_far_and_the_time_left():
 
 def test_the_time_left_counts_what_runs():
     two = records_of(("done", 0.7), ("running", None), ("running", None))
-    assert overview.seconds_left(two, total=5, now=BEGAN) == 4 * 20 / 2
-    assert overview.seconds_left(two, total=5, now=BEGAN + timedelta(seconds=5)) == (4 * 20 - 2 * 5) / 2
-    assert overview.seconds_left(two[1:], total=5) is None, "before the first has run"
+    assert overview.seconds_left(two, total=5, at_once=2, now=BEGAN) == 4 * 20 / 2
+    assert overview.seconds_left(two, total=5, at_once=2, now=BEGAN + timedelta(seconds=5)) == (4 * 20 - 2 * 5) / 2
+    assert overview.seconds_left(two[1:], total=5, at_once=2) is None, "before the first has run"
+
+
+def test_the_time_left_counts_the_place_that_the_ended_job_left_empty():
+    two = records_of(("done", 0.7), ("running", None))
+    assert overview.seconds_left(two, total=6, at_once=2, now=BEGAN) == 5 * 20 / 2
+    last = records_of(("done", 0.7), ("done", 0.7), ("running", None))
+    assert overview.seconds_left(last, total=3, at_once=2, now=BEGAN) == 20, "one job does not fill two places"
+
+
+def test_a_sweep_of_two_at_once_says_half_the_time(tmp_path, capfd):
+    """The line of the job that ended counts the place that it left empty."""
+    seen = overview.Overview(tmp_path, "ours", total=6)
+    began = datetime.now(UTC).isoformat()
+    for name in ("a", "b"):
+        (tmp_path / name).mkdir()
+        write_json(tmp_path / name / "job.json", {"invocation": "ours", "state": "running", "began": began})
+    seen.look()
+    done = {"state": "done", "seconds": 60, "objective": {"name": "val/loss", "value": 1.0}}
+    write_json(tmp_path / "a" / "job.json", {"invocation": "ours", "began": began} | done)
+    seen.look()
+    seen.terminal.close()
+    assert re.search("2 min (29|30) s left", capfd.readouterr().out), "five jobs of a minute, two at a time"
 
 
 @pytest.mark.parametrize(("name", "best"), [("val/rewards/accuracies", 3), ("val/loss", 1), ("val/kl", 1)])

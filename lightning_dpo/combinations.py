@@ -1,6 +1,7 @@
 """Keys that each are right by themselves, and cannot be together or cannot be honoured here."""
 
 import os
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -55,6 +56,10 @@ def check_combinations(cfg: dict[str, Any]) -> None:
     for name, (honoured, reason) in TRAINER.items():
         if trainer.get(name, honoured[0]) not in honoured:
             raise ConfigError(f"trainer.{name}={trainer[name]}: {reason}")
+    for name, logger in (cfg["logger"] or {}).items():
+        kind = str((logger or {}).get("_target_")).rpartition(".")[2]
+        if kind == "TensorBoardLogger" and not (find_spec("tensorboard") or find_spec("tensorboardX")):
+            raise ConfigError(f"logger.{name} needs tensorboard: pip install 'lightning-dpo[tensorboard]'")
     for name, callback in (cfg.get("callbacks") or {}).items():
         kind = str((callback or {}).get("_target_")).rpartition(".")[2]
         if kind in NOT_RESUMED:

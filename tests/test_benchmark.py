@@ -88,6 +88,12 @@ def test_a_run_prints_what_it_writes(tmp_path, capsys):
     assert shared["peak_bytes"] > 0 and written["contenders"]["padded"]["speed_up"]["of_totals"] == 1.0
 
 
+def test_trl_that_is_not_installed_is_answered_with_its_install(monkeypatch):
+    monkeypatch.setattr(contenders, "find_spec", lambda name: None)
+    with pytest.raises(ValueError, match=r"trl needs TRL: pip install 'lightning-dpo\[bench\]'"):
+        contenders.make("trl", build)
+
+
 def test_wrong_names_are_answered_with_the_right_ones(tmp_path):
     with pytest.raises(ValueError, match="no contender 'packed'; there are .*shared"):
         contenders.make("packed", build)

@@ -5,7 +5,7 @@ from hydra import compose, initialize_config_dir
 from hydra.core.config_store import ConfigStore
 from omegaconf import OmegaConf
 
-from lightning_dpo import config, resolvers
+from lightning_dpo import combinations, config, resolvers
 from lightning_dpo.errors import ConfigError
 from tests.conftest import ROOT
 
@@ -174,6 +174,12 @@ def test_a_launcher_that_is_not_installed_is_answered_with_its_install(monkeypat
         composed("launcher=joblib")
     line = config.explain(error.value, ["experiment=controlled_sentiment", "launcher=joblib"])
     assert line == "launcher=joblib needs a plugin: pip install 'lightning-dpo[sweep]', or type launcher=local"
+
+
+def test_a_logger_that_is_not_installed_is_answered_with_its_install(monkeypatch):
+    monkeypatch.setattr(combinations, "find_spec", lambda name: None)
+    with pytest.raises(ConfigError, match=r"pip install 'lightning-dpo\[tensorboard\]'"):
+        check("logger=tensorboard")
 
 
 def test_a_key_that_another_choice_has_is_answered_with_the_choice():

@@ -6,6 +6,7 @@ Each contender owns a model and an optimizer, and takes the same batches.
 from collections.abc import Callable, Collection
 from contextlib import nullcontext
 from functools import partial
+from importlib.util import find_spec
 
 import torch
 from torch import Tensor
@@ -162,11 +163,13 @@ the others know its numbers."""
 def make(name: str, build: Callable[[], PreTrainedModel]) -> Contender:
     """The contender of a name such as `shared` or `shared+compile+autocast`.
 
-    Errors: ValueError for a name or an option that does not exist.
+    Errors: ValueError for a name or an option that does not exist, and for TRL where it is not installed.
     """
     plain, *options = name.split("+")
     if plain not in CONTENDERS:
         raise ValueError(f"{name}: no contender {plain!r}; there are {', '.join(CONTENDERS)}")
     if unknown := sorted(set(options) - set(OPTIONS)):
         raise ValueError(f"{name}: no option {unknown[0]!r}; there are {', '.join(OPTIONS)}")
+    if plain.startswith("trl") and find_spec("trl") is None:
+        raise ValueError(f"{name} needs TRL: pip install 'lightning-dpo[bench]'")
     return CONTENDERS[plain](build, options)

@@ -30,7 +30,7 @@ def balance(model: PreTrainedModel, routed: Sequence[tuple[Sequence[Tensor] | No
         return None
     layers = []
     for logits in zip(*(outputs for outputs, _ in routed), strict=True):
-        tokens = [layer.flatten(0, -2)[members] for layer, (_, members) in zip(logits, routed, strict=True)]
+        tokens = [x.flatten(0, -2).index_select(0, members) for x, (_, members) in zip(logits, routed, strict=True)]
         layers.append(torch.cat(tokens))
     loss = getattr(sys.modules[type(base_model(model)).__module__], "load_balancing_loss_func", None)
     count = next((n for key in COUNTS if (n := getattr(config, key, None))), None)

@@ -41,6 +41,9 @@ class Scorer:
     The head runs on response positions only, in chunks that the backward pass computes again, so that the
     [tokens, vocabulary] logits never exist at once. Values are float32 (float64 for a float64 model).
 
+    Rows are picked by index_select: the backward pass of `rows[index]` adds in whatever order threads come, so that on
+    a CPU no two runs would be equal.
+
     Args:
         scoring: how a batch is laid out. `padded` works for every model. `shared_prefix` computes each distinct prompt
             and response once, in one packed row, where that gives the model's own numbers; `auto` takes it there.
@@ -83,7 +86,7 @@ class Scorer:
                 models.append(reference._states(prompt, response, shared, tokens)[0])
         targets = response.values if tokens is None else response.values[tokens.to(response.values.device)]
         rows = in_chunks(models, targets, self.chunk_logits, collision="collision" in needs)
-        rows = rows if back is None else {name: row[back] for name, row in rows.items()}
+        rows = rows if back is None else {name: row.index_select(0, back.to(row.device)) for name, row in rows.items()}
         chosen, rejected = batch.trained_lengths()
         rejected = torch.zeros_like(rejected) if "chosen_only" in needs else rejected
         split = int(chosen.sum())
@@ -140,19 +143,20 @@ class Scorer:
             else:
                 with captured_head_input(self.model) as captured:
                     outputs = self.model(**layout.inputs, use_cache=False)
-                rows = captured[0].flatten(0, 1)[predictors]
+                rows = captured[0].flatten(0, 1).index_select(0, predictors)
             parts.append(rows)
             order.append(numbers)
             routed.append((getattr(outputs, "router_logits", None), layout.members))
-        rows = parts[0] if len(parts) == 1 else torch.cat(parts)[torch.cat(order).argsort()]
-        return States(self._head or Head(torch.nn.Identity()), rows), balance(self.model, routed)
+        if len(parts) > 1:
+            parts = [torch.cat(parts).index_select(0, torch.cat(order).argsort().to(parts[0].device))]
+        return States(self._head or Head(torch.nn.Identity()), parts[0]), balance(self.model, routed)
 
     def _logits(self, layout: Layout, predictors: Tensor) -> tuple[object, Tensor]:
         """Logits by the model's own forward, for a head that nothing here can reproduce."""
         width = layout.inputs["input_ids"].shape[1]
         columns, inverse = (predictors % width).unique(return_inverse=True)
         outputs = self.model(**layout.inputs, use_cache=False, logits_to_keep=columns)
-        return outputs, outputs.logits[predictors // width, inverse]
+        return outputs, outputs.logits.flatten(0, 1).index_select(0, predictors // width * len(columns) + inverse)
 
 
 def _distinct_tokens(response: Ragged, shared: Sharing, trained: Tensor | None) -> tuple[Tensor | None, Tensor | None]:

@@ -17,10 +17,9 @@ from tests.test_module import DPO, SGD, Rows, loader, trainer
 
 def mixtral(**changes):
     torch.manual_seed(0)
-    settings = {"num_local_experts": 4, "num_experts_per_tok": 2, "output_router_logits": True, **changes}
-    return MixtralForCausalLM(
-        MixtralConfig(**SIZES, intermediate_size=48, num_key_value_heads=2, router_aux_loss_coef=0.5, **settings)
-    ).eval()
+    settings = {"num_local_experts": 4, "num_experts_per_tok": 2, "output_router_logits": True}
+    settings |= {"router_aux_loss_coef": 0.5, "intermediate_size": 48, "num_key_value_heads": 2}
+    return MixtralForCausalLM(MixtralConfig(**{**SIZES, **settings, **changes})).eval()
 
 
 @pytest.mark.parametrize("scoring", ["padded", "shared_prefix"])

@@ -1,0 +1,127 @@
+"""With several threads, too, the same command computes the same bits: a sum whose terms arrive in any order would make
+every run another one. The other tests run on one thread."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from functools import partial
+
+import pytest
+import torch
+from peft import LoraConfig, get_peft_model
+from transformers import Gemma2Config, Gemma2ForCausalLM
+
+from lightning_dpo import CopyReference, DPOModule
+from lightning_dpo.batch import PairBatch, Ragged
+from lightning_dpo.models import checkpoint_activations
+from tests.conftest import ROOT, llama
+from tests.losses.pairs import REFERENCE_FREE, shipped
+from tests.test_experts import mixtral
+from tests.test_module import DPO, perturbed
+
+TIMES = 4
+BIG = {"vocab_size": 500, "hidden_size": 64, "intermediate_size": 96, "max_position_embeddings": 128}
+"""Large enough that torch shares the work out: below some thousand numbers one thread does it all."""
+
+
+@pytest.fixture(autouse=True)
+def threads():
+    before = torch.get_num_threads()
+    torch.set_num_threads(2)
+    yield
+    torch.set_num_threads(before)
+
+
+def pairs(number: int = 48) -> PairBatch:
+    """Prompts in fours, so that many responses follow the same token; each twelfth pair has its neighbour's responses,
+    so that a token counts twice."""
+    generator = torch.Generator().manual_seed(0)
+
+    def side(shortest: int, longest: int, source: list[int]) -> Ragged:
+        lengths = torch.randint(shortest, longest, (number,), generator=generator).tolist()
+        rows = [torch.randint(0, 500, (length,), generator=generator) for length in lengths]
+        return Ragged.from_rows([rows[i] for i in source])
+
+    prompts, responses = [i // 4 for i in range(number)], [i - (i % 12 == 1) for i in range(number)]
+    columns = side(4, 12, prompts), side(6, 40, responses), side(6, 40, responses)
+    return PairBatch(*columns, torch.arange(number))
+
+
+def gradients(model, loss, reference: bool, scoring: str = "auto") -> bytes:
+    torch.manual_seed(0)
+    run = perturbed(DPOModule(model(), loss(), CopyReference() if reference else None, scoring=scoring))
+    run._losses(pairs(), "train").sum().backward()
+    return torch.cat([p.grad.flatten() for p in run.policy.parameters() if p.grad is not None]).numpy().tobytes()
+
+
+def assert_the_same_each_time(*given) -> None:
+    """Each time from the beginning, as some losses remember."""
+    found = {gradients(*given) for _ in range(TIMES)}
+    assert len(found) == 1, f"{len(found)} different gradients in {TIMES} backward passes over the same weights"
+
+
+@pytest.mark.parametrize("name", ["dpo", "ld_dpo", "sft", "tdpo1", "wpo"])
+def test_a_losss_gradient_is_the_same_each_time(name):
+    """One loss for each thing that a loss can ask of the scorer."""
+    assert_the_same_each_time(partial(llama, **BIG), partial(shipped, name), name not in REFERENCE_FREE)
+
+
+def computed_again():
+    model = llama(**BIG)
+    checkpoint_activations(model)
+    return model
+
+
+def own_forward_only():
+    """A model whose logits only its own forward makes."""
+    model = llama(**BIG)
+    forward = model.forward
+
+    def shifted(*args, **kwargs):
+        outputs = forward(*args, **kwargs)
+        outputs.logits = outputs.logits + torch.linspace(0, 1, 500)
+        return outputs
+
+    model.forward = shifted
+    return model
+
+
+MODELS = {
+    "plain": partial(llama, **BIG),
+    "layers computed again": computed_again,
+    "adapters": lambda: get_peft_model(llama(**BIG), LoraConfig(target_modules=["q_proj", "lm_head"])),
+    "experts": partial(mixtral, **BIG),
+    "capped logits": lambda: Gemma2ForCausalLM(
+        Gemma2Config(**BIG, num_hidden_layers=2, num_attention_heads=4, num_key_value_heads=2, head_dim=16)
+    ).eval(),
+    "logits of its own": own_forward_only,
+}
+
+
+@pytest.mark.parametrize("scoring", ["auto", "padded"])
+@pytest.mark.parametrize("name", MODELS)
+def test_a_models_gradient_is_the_same_each_time(name, scoring):
+    assert_the_same_each_time(MODELS[name], lambda: DPO, True, scoring)
+
+
+def test_a_run_on_several_threads_that_is_killed_goes_on_to_the_same_bytes(tmp_path):
+    """The bundled task as a newcomer runs it, in processes of their own: threads do not outlive a fork."""
+    options = ["trainer.max_steps=24", "checkpoint.every_n_steps=8", "samples.n=16", "trainer.val_check_interval=12"]
+    options += ["logger=csv", f"reference.cache_dir={tmp_path}/cache", f"data.cache_dir={tmp_path}/cache"]
+
+    def start(name: str) -> subprocess.Popen:
+        command = [sys.executable, "-m", "lightning_dpo.train", *options, f"output_dir={tmp_path}/{name}"]
+        environment = os.environ | {"OMP_NUM_THREADS": "2"}
+        return subprocess.Popen(command, cwd=ROOT, env=environment, stdout=subprocess.DEVNULL)
+
+    assert start("whole").wait() == 0
+    process = start("killed")
+    while process.poll() is None and not (tmp_path / "killed" / "checkpoints" / "last.ckpt").exists():
+        time.sleep(0.01)
+    process.kill()
+    assert process.wait() == -signal.SIGKILL
+    assert start("killed").wait() == 0
+    for name in ("metrics.csv", "samples.jsonl", "model/model.safetensors"):
+        assert (tmp_path / "killed" / name).read_bytes() == (tmp_path / "whole" / name).read_bytes()

@@ -138,9 +138,9 @@ def test_finished_jobs_are_skipped_and_changed_ones_are_not(sweep, folder):
 
     code, said = sweep("seed=0", "optimizer.lr=1e-3")
     assert code == 0 and "] skipped" not in said
-    assert "optimizer.lr 0.0004 -> 0.001" in (folder / "seed0" / "train.log").read_text()
+    assert "optimizer.lr 0.0006 -> 0.001" in (folder / "seed0" / "train.log").read_text()
     (kept,) = (folder.parent / "s.replaced").iterdir()
-    assert (kept / "summary.json").stat().st_mtime_ns == written and record(kept)["config"]["optimizer.lr"] == 0.0004
+    assert (kept / "summary.json").stat().st_mtime_ns == written and record(kept)["config"]["optimizer.lr"] == 0.0006
     assert record(folder / "seed0")["config"]["optimizer.lr"] == 0.001
 
 

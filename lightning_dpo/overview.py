@@ -60,6 +60,12 @@ def records(folder: Path, invocation: str) -> dict[Path, Record]:
     return dict(sorted(ours.items(), key=lambda item: (item[1]["began"], item[0])))
 
 
+def running(folder: Path, invocation: str) -> set[int]:
+    """The process ids of one sweep's jobs that run."""
+    found = records(folder, invocation).values()
+    return {r["pid"] for r in found if r["state"] == "running" and "pid" in r}
+
+
 def line(name: str, record: Record, seen: Iterable[Record], total: int | None, at_once: int = 1) -> str:
     """One job as it is now.
 

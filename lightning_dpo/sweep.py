@@ -10,10 +10,9 @@ import os
 import shlex
 import signal
 import sys
-import time
 import uuid
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, suppress
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -24,13 +23,11 @@ from hydra.core.hydra_config import HydraConfig
 from hydra.experimental.callback import Callback
 from omegaconf import DictConfig, open_dict, read_write
 
-from lightning_dpo import grid, jobs, report
+from lightning_dpo import grid, jobs, report, workers
 from lightning_dpo.errors import ConfigError
 from lightning_dpo.files import write_json
-from lightning_dpo.overview import Overview, failures, records, stamp
+from lightning_dpo.overview import Overview, failures, running, stamp
 from lightning_dpo.resolvers import visible_gpus
-
-STOPPING = (signal.SIGINT, signal.SIGTERM)
 
 
 @dataclass
@@ -95,7 +92,7 @@ def _begin(config: DictConfig) -> Sweep:
     print(f"sweep      {folder}: {total or 'some'} jobs, launcher {config.hydra.runtime.choices.launcher}", flush=True)
     overview = Overview(folder, invocation, total)
     overview.start()
-    handlers = {number: signal.signal(number, _stop) for number in STOPPING}
+    handlers = {number: signal.signal(number, _stop) for number in workers.STOPPING}
     return Sweep(folder, command, invocation, lock, overview, handlers)
 
 
@@ -115,74 +112,23 @@ def job(cfg: DictConfig, body: Callable[[DictConfig], float | None]) -> float | 
     folder = Path(hydra.runtime.output_dir)
     about = json.loads((folder.parent / "sweep.json").read_text(encoding="utf-8"))
     if about["gpus"]:
-        os.environ["CUDA_VISIBLE_DEVICES"] = gpu_of(multiprocessing.current_process().name, about["gpus"])
+        os.environ["CUDA_VISIBLE_DEVICES"] = workers.gpu_of(multiprocessing.current_process().name, about["gpus"])
     in_worker = about["launcher"] == "joblib" and not _current
-    if in_worker:
-        os.setpgid(0, 0)  # Ctrl-C reaches the parent alone, which hands it on: two signals would end a job unsaved
-        for number in STOPPING:
-            signal.signal(number, _leave)
     fixed = hydra.job.config.override_dirname.exclude_keys
     varied = [o for o in hydra.overrides.task if o.partition("=")[0].lstrip("+~") not in fixed]
     with open_dict(cfg):
         cfg.output_dir, cfg.run_name = str(folder), folder.name
-    try:
+    with workers.saved_when_stopped() if in_worker else nullcontext():
         return jobs.run(folder, cfg, body, about["invocation"], varied)
-    except SystemExit as end:
-        if in_worker:
-            _park(int(end.code or 0))
-        raise
-
-
-def gpu_of(process: str, gpus: Sequence[str]) -> str:
-    """Round robin over the worker processes, which keep their device.
-
-    >>> [gpu_of(f"LokyProcess-{n}", ["0", "1", "2"]) for n in (1, 2, 3, 4)], gpu_of("MainProcess", ["5"])
-    (['0', '1', '2', '0'], '5')
-    """
-    number = process.rpartition("-")[2]
-    return gpus[(int(number) - 1) % len(gpus) if number.isdigit() else 0]
-
-
-def _park(code: int) -> None:
-    """In a worker whose job is saved: loky kills all workers as soon as one has ended, and others may still be saving.
-    The parent ends them all, or has itself ended."""
-    parent = os.getppid()
-    while os.getppid() == parent:
-        time.sleep(0.05)
-    os._exit(code)
-
-
-def _leave(number: int, frame: Any) -> None:
-    """In a worker process; the terminal and the parent may both send a signal, and one is enough."""
-    for other in STOPPING:
-        signal.signal(other, signal.SIG_IGN)
-    sys.exit(128 + number)
 
 
 def _stop(number: int, frame: Any) -> None:
-    """In the process that launches: let the jobs of the workers, if there are any, be saved, and end the job that runs
-    here; a second signal does not wait for them."""
+    """In the process that launches: end the job that runs here, and let those of workers be saved; a second signal does
+    not wait for them."""
     sweep = _current[0]
-    # By name: the loader of a job that runs here may have child processes too.
-    workers = [child for child in multiprocessing.active_children() if child.name.startswith("LokyProcess")]
     first, sweep.stopping = not sweep.stopping, True
-    for worker in _busy(sweep, workers) if first else ():
-        worker.terminate()
-    while first and _busy(sweep, workers):
-        time.sleep(0.05)
-    for worker in workers:
-        if worker.pid is not None:  # loky's processes have no kill()
-            with suppress(ProcessLookupError):
-                os.kill(worker.pid, signal.SIGKILL)
-        worker.join()
+    workers.stop(lambda: running(sweep.folder, sweep.invocation), wait=first)
     sys.exit(128 + number)
-
-
-def _busy(sweep: Sweep, workers: Sequence[Any]) -> list[Any]:
-    """The workers in which a job of this sweep runs."""
-    found = records(sweep.folder, sweep.invocation).values()
-    running = {record.get("pid") for record in found if record["state"] == "running"}
-    return [worker for worker in workers if worker.pid in running and worker.is_alive()]
 
 
 @contextmanager
@@ -212,7 +158,7 @@ def _signal_code(error: BaseException) -> int | None:
     """The exit code of a run that a signal has ended; None for any other end."""
     if isinstance(error, KeyboardInterrupt):
         return 128 + signal.SIGINT
-    codes = {128 + number for number in STOPPING}
+    codes = {128 + number for number in workers.STOPPING}
     return error.code if isinstance(error, SystemExit) and error.code in codes else None  # type: ignore[return-value]
 
 

@@ -18,7 +18,7 @@ LAYERS = [
     {"__main__"},
     {"train", "dashboard"} | {n for n in FILES if n.startswith("benchmark")},
     {"sweep"},
-    {"overview", "grid", "guard"} | {n for n in FILES if n.startswith("report")},
+    {"overview", "grid", "guard", "workers"} | {n for n in FILES if n.startswith("report")},
     {"jobs"},
     {"console", "config"},
     {"collapse"},

@@ -108,7 +108,7 @@ def test_a_models_gradient_is_the_same_each_time(name, scoring):
 
 def test_a_run_on_several_threads_that_is_killed_goes_on_to_the_same_bytes(tmp_path):
     """The bundled task as a newcomer runs it, in processes of their own: threads do not outlive a fork."""
-    options = ["trainer.max_steps=24", "checkpoint.every_n_steps=8", "samples.n=16", "trainer.val_check_interval=12"]
+    options = ["trainer.max_steps=12", "checkpoint.every_n_steps=4", "+trainer.limit_val_batches=1", "samples.n=4"]
     options += ["logger=csv", f"reference.cache_dir={tmp_path}/cache", f"data.cache_dir={tmp_path}/cache"]
 
     def start(name: str) -> subprocess.Popen:

@@ -43,6 +43,19 @@ def gpt2(seed: int = 0) -> GPT2LMHeadModel:
     return GPT2LMHeadModel(GPT2Config(vocab_size=61, n_embd=32, n_layer=2, n_head=4, n_positions=64)).eval()
 
 
+def with_shifted_logits(model):
+    """The model, whose logits nothing but its own forward makes."""
+    own = model.forward
+
+    def shifted(*args, **kwargs):
+        outputs = own(*args, **kwargs)
+        outputs.logits = outputs.logits + torch.linspace(0, 1, outputs.logits.shape[-1])
+        return outputs
+
+    model.forward = shifted
+    return model
+
+
 FAMILIES = {"llama": llama, "qwen3": qwen3, "gpt2": gpt2}
 
 

@@ -10,7 +10,7 @@ from lightning_dpo.batch import Ragged
 from lightning_dpo.head import Head, States, find_head, in_chunks
 from lightning_dpo.layout import padded
 from lightning_dpo.scoring import Scorer
-from tests.conftest import llama, random_pairs
+from tests.conftest import llama, random_pairs, with_shifted_logits
 
 
 def oracle(model, prompt: list[int], response: list[int]) -> list[float]:
@@ -134,15 +134,7 @@ def test_a_model_that_caps_its_logits_is_scored_in_chunks_of_capped_logits():
 
 
 def test_logits_that_nothing_here_can_make_come_from_the_models_own_forward():
-    model = llama()
-    own = model.forward
-
-    def shifted(*args, **kwargs):
-        outputs = own(*args, **kwargs)
-        outputs.logits = outputs.logits + torch.linspace(0, 1, 61)
-        return outputs
-
-    model.forward = shifted
+    model = with_shifted_logits(llama())
     assert find_head(model) is None
     batch = random_pairs(3)
     expected = oracle(model, batch.prompt.row(1).tolist(), batch.chosen.row(1).tolist())

@@ -16,7 +16,7 @@ from transformers import Gemma2Config, Gemma2ForCausalLM
 from lightning_dpo import CopyReference, DPOModule
 from lightning_dpo.batch import PairBatch, Ragged
 from lightning_dpo.models import checkpoint_activations
-from tests.conftest import ROOT, llama
+from tests.conftest import ROOT, llama, with_shifted_logits
 from tests.losses.pairs import REFERENCE_FREE, shipped
 from tests.test_experts import mixtral
 from tests.test_module import DPO, perturbed
@@ -74,20 +74,6 @@ def computed_again():
     return model
 
 
-def own_forward_only():
-    """A model whose logits only its own forward makes."""
-    model = llama(**BIG)
-    forward = model.forward
-
-    def shifted(*args, **kwargs):
-        outputs = forward(*args, **kwargs)
-        outputs.logits = outputs.logits + torch.linspace(0, 1, 500)
-        return outputs
-
-    model.forward = shifted
-    return model
-
-
 MODELS = {
     "plain": partial(llama, **BIG),
     "layers computed again": computed_again,
@@ -96,7 +82,7 @@ MODELS = {
     "capped logits": lambda: Gemma2ForCausalLM(
         Gemma2Config(**BIG, num_hidden_layers=2, num_attention_heads=4, num_key_value_heads=2, head_dim=16)
     ).eval(),
-    "logits of its own": own_forward_only,
+    "logits of its own": lambda: with_shifted_logits(llama(**BIG)),
 }
 
 

@@ -28,6 +28,7 @@ from lightning_dpo.errors import ConfigError
 from lightning_dpo.files import write_json
 from lightning_dpo.overview import Overview, failures, running, stamp
 from lightning_dpo.resolvers import visible_gpus
+from lightning_dpo.signals import NUMBERS
 
 
 @dataclass
@@ -92,7 +93,7 @@ def _begin(config: DictConfig) -> Sweep:
     print(f"sweep      {folder}: {total or 'some'} jobs, launcher {config.hydra.runtime.choices.launcher}", flush=True)
     overview = Overview(folder, invocation, total)
     overview.start()
-    handlers = {number: signal.signal(number, _stop) for number in workers.STOPPING}
+    handlers = {number: signal.signal(number, _stop) for number in NUMBERS}
     return Sweep(folder, command, invocation, lock, overview, handlers)
 
 
@@ -158,7 +159,7 @@ def _signal_code(error: BaseException) -> int | None:
     """The exit code of a run that a signal has ended; None for any other end."""
     if isinstance(error, KeyboardInterrupt):
         return 128 + signal.SIGINT
-    codes = {128 + number for number in workers.STOPPING}
+    codes = {128 + number for number in NUMBERS}
     return error.code if isinstance(error, SystemExit) and error.code in codes else None  # type: ignore[return-value]
 
 

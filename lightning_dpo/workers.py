@@ -9,7 +9,7 @@ from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from typing import Any
 
-STOPPING = (signal.SIGINT, signal.SIGTERM)
+from lightning_dpo.signals import NUMBERS
 
 
 def gpu_of(process: str, gpus: Sequence[str]) -> str:
@@ -45,7 +45,11 @@ def stop(running: Callable[[], Collection[int]], wait: bool) -> None:
     # By name: the loader of a job that runs here may have child processes too.
     workers: list[Any] = [c for c in multiprocessing.active_children() if c.name.startswith("LokyProcess")]
     told: list[Any] = []
-    while wait and (busy := [w for w in workers if w.pid in running() and w.is_alive()]):
+    while wait:
+        pids = running()
+        busy = [worker for worker in workers if worker.pid in pids and worker.is_alive()]
+        if not busy:
+            break
         for worker in busy:
             if worker not in told:  # a worker that was between two jobs at first is told when the next has begun
                 worker.terminate()
@@ -59,7 +63,7 @@ def stop(running: Callable[[], Collection[int]], wait: bool) -> None:
 
 
 def _handle(handler: Callable[[int, Any], Any]) -> None:
-    for number in STOPPING:
+    for number in NUMBERS:
         signal.signal(number, handler)
 
 

@@ -10,10 +10,10 @@ from lightning_dpo import workers
 
 
 class Worker:
-    """Stands for a process of loky: it takes its next job `after` as many looks, and saves it when it is told."""
+    """Stands for a process of loky."""
 
-    def __init__(self, pid: int, after: int):
-        self.name, self.pid, self.after, self.told = f"LokyProcess-{pid}", pid, after, 0
+    def __init__(self, pid: int):
+        self.name, self.pid, self.told = f"LokyProcess-{pid}", pid, 0
 
     def is_alive(self) -> bool:
         return True
@@ -34,24 +34,17 @@ def killed(monkeypatch):
 
 
 def test_a_worker_that_was_between_two_jobs_is_told_when_the_next_has_begun(killed, monkeypatch):
-    at_work, between = Worker(1, after=0), Worker(2, after=2)
-    loader = SimpleNamespace(name="Process-9", pid=9)
+    at_work, between, loader = Worker(1), Worker(2), SimpleNamespace(name="Process-9", pid=9)
     monkeypatch.setattr(multiprocessing, "active_children", lambda: [at_work, between, loader])
-    looks = iter(range(100))
-
-    def running() -> set[int]:
-        look = next(looks)
-        assert not killed and look < 30, "the second is never told"
-        saving = {w.pid for w in (at_work, between) if w.after * 2 <= look and not (w.told and look > 8)}
-        return saving
-
-    workers.stop(running, wait=True)
+    looks = iter([{1}, {1}, {1, 2}, {2}, {2}, set()])  # whose job runs, until each has been saved
+    workers.stop(lambda: next(looks), wait=True)
+    assert next(looks, None) is None, "it waited for all of them"
     assert (at_work.told, between.told) == (1, 1), "once each: a second signal would end a job unsaved"
     assert killed == [(1, signal.SIGKILL), (2, signal.SIGKILL)]
 
 
 def test_a_second_signal_waits_for_nobody(killed, monkeypatch):
-    at_work = Worker(1, after=0)
+    at_work = Worker(1)
     monkeypatch.setattr(multiprocessing, "active_children", lambda: [at_work])
     workers.stop(lambda: {1}, wait=False)
     assert not at_work.told and killed == [(1, signal.SIGKILL)]

@@ -121,7 +121,7 @@ def main() -> None:
         if arguments.dry_run:
             sys.stdout.write(as_json(workspace(arguments.entity, arguments.project, arguments.name)))
             return
-        from lightning_dpo.tracking import online_entity
+        from lightning_dpo.loggers.wandb import online_entity
 
         entity = arguments.entity or online_entity()
         print(workspace(entity, arguments.project, arguments.name).save().url)

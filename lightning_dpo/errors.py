@@ -1,13 +1,21 @@
-"""Errors that a person can act on; the commands print them in one line and exit with code 2."""
+"""Errors that a person can act on. A command prints one line for them and exits with their code."""
 
 
 class ConfigError(ValueError):
     """A key or a value of the configuration is wrong. Says which, what was found and what is allowed."""
 
 
+class DataError(ValueError):
+    """The data cannot be used. Says where, what was found and what is allowed."""
+
+
 class NonFiniteError(ArithmeticError):
     """A loss, a gradient or a weight is NaN or infinite."""
 
 
-class DataError(ValueError):
-    """The data cannot be used as it is. Says where, what was found and what is allowed."""
+class OutOfTime(RuntimeError):
+    """`trainer.max_time` is over. The run is saved and not finished."""
+
+
+EXIT_CODES: dict[type[Exception], int] = {ConfigError: 2, DataError: 2, NonFiniteError: 1, OutOfTime: 1}
+"""0 is a run that finished, 130 and 143 are runs that Ctrl-C and SIGTERM stopped; any other error is 1."""

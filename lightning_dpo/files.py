@@ -1,13 +1,16 @@
-"""Files that appear whole or not at all."""
+"""Files that appear whole or not at all, their names, and files that grow by lines."""
 
 import glob
+import hashlib
 import json
 import os
+import re
 import shutil
 import uuid
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 
 @contextmanager
@@ -41,18 +44,40 @@ def fsync(path: Path) -> None:
         os.close(handle)
 
 
-def keep_lines(path: Path, count: int) -> None:
-    """Cut a text file after its first `count` lines.
+class LineFile:
+    """A text file that grows by lines, and is cut back to the state of a checkpoint: its number of lines."""
 
-    Errors: ValueError if it has fewer.
-    """
-    lines = path.read_bytes().splitlines(keepends=True) if path.exists() else []
-    if len(lines) < count:
-        raise ValueError(f"{path}: it has {len(lines)} lines, and had {count} when the checkpoint was written")
-    if len(lines) > count:
-        temporary = path.with_name(path.name + ".tmp")
-        temporary.write_bytes(b"".join(lines[:count]))
-        os.replace(temporary, path)
+    def __init__(self, path: Path):
+        self.path = path
+        self.lines = path.read_bytes().count(b"\n") if path.exists() else 0
+
+    def append(self, lines: Iterable[str]) -> None:
+        lines = list(lines)
+        with open(self.path, "a", newline="", encoding="utf-8") as file:
+            file.writelines(lines)
+        self.lines += len(lines)
+
+    def cut(self, lines: int) -> None:
+        """Remove what follows the first `lines`; a file that does not exist starts anew.
+
+        Errors: ValueError if it has fewer.
+        """
+        if not self.path.exists():
+            self.lines = 0
+            return
+        found = self.path.read_bytes().splitlines(keepends=True)
+        if len(found) < lines:
+            raise ValueError(f"{self.path}: it has {len(found)} lines, and had {lines} when the checkpoint was written")
+        if len(found) > lines:
+            temporary = self.path.with_name(self.path.name + ".tmp")
+            temporary.write_bytes(b"".join(found[:lines]))
+            os.replace(temporary, self.path)
+        self.lines = lines
+
+
+def file_sha256(path: Path) -> str:
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def write_json(path: Path, content: dict) -> None:
@@ -61,3 +86,22 @@ def write_json(path: Path, content: dict) -> None:
     temporary.write_text(json.dumps(content, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
     fsync(temporary)
     os.replace(temporary, path)
+
+
+LONGEST = 120
+"""Bytes of a name; file systems end at 255."""
+
+
+def slug(text: Any) -> str:
+    """A name that is one safe path component; a long one ends in a hash of the whole.
+
+    >>> slug("../../etc/passwd"), slug("beta 0.1, loss=ipo")
+    ('etc-passwd', 'beta-0.1-loss-ipo')
+    >>> len(slug("a" * 200)), slug("a" * 200) == slug("a" * 201)
+    (120, False)
+    """
+    name = re.sub(r"[^\w.+=-]+", "-", re.sub(r"=", "-", str(text))).strip("-.") or "run"
+    if len(name.encode()) <= LONGEST:
+        return name
+    digest = hashlib.sha256(name.encode()).hexdigest()[:8]
+    return f"{name.encode()[: LONGEST - len(digest) - 1].decode(errors='ignore')}-{digest}"

@@ -13,21 +13,22 @@ from torch import Tensor
 from torch.optim import AdamW, Optimizer
 from transformers import PreTrainedModel
 
-from lightning_dpo import finite, losses
-from lightning_dpo.attention import disable
+from lightning_dpo import losses, nonfinite
 from lightning_dpo.batch import PairBatch
-from lightning_dpo.checks import check_first_batch
-from lightning_dpo.experts import coefficient
-from lightning_dpo.finite import NonFinite
+from lightning_dpo.ledger import PairMeans, StepLedger
 from lightning_dpo.losses import Loss, PairLogps, needs_of
-from lightning_dpo.losses.plain import from_plain, to_plain
-from lightning_dpo.metrics import ROWS_AT_ONCE, PairMeans, Rows, pair_metrics
-from lightning_dpo.models import from_plain_config, load_model, plain_config, without_dropout
-from lightning_dpo.needs import check_batches, check_reference
+from lightning_dpo.losses.needs import check_batches, check_reference
+from lightning_dpo.losses.plain import as_loss, to_plain
+from lightning_dpo.metrics import pair_metrics
+from lightning_dpo.models.layers import without_dropout
+from lightning_dpo.models.loading import as_model, load_model, plain_config
+from lightning_dpo.nonfinite import NonFinite
 from lightning_dpo.optim import clip, schedule
 from lightning_dpo.reference import Reference
-from lightning_dpo.scoring import Scorer, Scores, Scoring
-from lightning_dpo.signatures import check_arguments
+from lightning_dpo.scoring import Scorer, Scoring, pair_logps
+from lightning_dpo.scoring.attention import disable
+from lightning_dpo.scoring.first_batch import check_first_batch
+from lightning_dpo.scoring.load_balancing import coefficient
 
 ADAMW = partial(AdamW, lr=1e-6, weight_decay=0.0)
 
@@ -66,8 +67,8 @@ class DPOModule(L.LightningModule):
         nonfinite: NonFinite = "stop",
     ):
         super().__init__()
-        self.policy = _policy(model, trust_remote_code)
-        self.loss = _loss(loss)
+        self.policy = as_model(model, trust_remote_code)
+        self.loss = as_loss(loss, losses)
         self.needs = needs_of(self.loss)
         check_reference(self.needs, reference)
         self.optimizer, self.scheduler = optimizer, scheduler
@@ -79,9 +80,9 @@ class DPOModule(L.LightningModule):
         plain = {"model": plain_config(self.policy), "loss": to_plain(self.loss, losses), "scoring": scoring}
         self.save_hyperparameters({k: v for k, v in plain.items() if v is not None}, logger=False)
         self.scorer = Scorer(self.policy, scoring)
+        self.ledger = StepLedger(nonfinite)
         self._means = defaultdict(PairMeans)
-        self._rows = Rows()
-        self.nonfinite, self._steps = nonfinite, finite.Steps()
+        """Of validation, by the name of the set."""
         self._untrained = True
         """Whether the policy still is what it was when it was given."""
         self.train()
@@ -104,18 +105,22 @@ class DPOModule(L.LightningModule):
 
     def training_step(self, batch: PairBatch, batch_idx: int) -> Tensor:
         if self.trainer.global_step == 0 and batch_idx == 0:
-            check_first_batch(self.scorer, self.reference if self._untrained else None, batch, self.needs)
-        if self.nonfinite == "skip":
-            self._steps.begin(self.loss)
-        # The sum: on_before_optimizer_step divides by the pairs of the whole step.
-        return self._losses(batch, "train").sum()
+            start = self.reference if self._untrained and self.reference and self.reference.is_start else None
+            check_first_batch(self.scorer, batch, {"the reference": start} if start else {}, self.needs)
+        self.ledger.open(self.loss)
+        logps, loss, metrics = self._losses(batch)
+        self.ledger.add(batch, logps, metrics)
+        return loss.sum()  # on_before_optimizer_step divides by the pairs of the whole step
 
     def validation_step(self, batch: PairBatch, batch_idx: int, dataloader_idx: int = 0) -> None:
+        *_, metrics = self._losses(batch)
         # A named set counts by itself and among all.
         names = list(getattr(getattr(self.trainer, "datamodule", None), "val_sets", {}))
-        self._losses(batch, *{"val", names[dataloader_idx] if names else "val"})
+        for name in {"val", names[dataloader_idx] if names else "val"}:
+            self._means[name].update(metrics)
 
-    def _losses(self, batch: PairBatch, *stages: str) -> Tensor:
+    def _losses(self, batch: PairBatch) -> tuple[PairLogps, Tensor, dict[str, Tensor]]:
+        """What the loss received, what is minimised, shape [pair], and the metrics per pair."""
         logps, aux_loss = self._score(batch)
         result = self.loss(logps)
         if batch.weight is not None:
@@ -126,11 +131,7 @@ class DPOModule(L.LightningModule):
         if aux_loss is not None:
             metrics["aux_loss"] = aux_loss.detach().expand_as(loss)
             loss = loss + coefficient(self.policy) * aux_loss
-        for stage in stages:
-            self._means[stage].update(metrics)
-            if stage == "train":
-                self._steps.add(batch, logps, result.loss)
-        return loss
+        return logps, loss, metrics
 
     def _score(self, batch: PairBatch) -> tuple[PairLogps, Tensor | None]:
         """What the loss receives, and the experts' load-balancing loss. The reference runs beside the policy where the
@@ -146,50 +147,30 @@ class DPOModule(L.LightningModule):
 
     def on_before_optimizer_step(self, optimizer: Optimizer) -> None:
         self._untrained = False
-        means, pairs = self._means["train"].compute(self._all_reduce)
         gradients = [p.grad for group in optimizer.param_groups for p in group["params"] if p.grad is not None]
-        # Lightning divided the sum by the micro-batches of a full window, and data parallelism by the ranks.
-        undone = self.trainer.accumulate_grad_batches * self.trainer.world_size
-        for gradient in gradients:
-            gradient.mul_(undone / pairs.to(gradient.dtype))
-        norm = torch.nn.utils.get_total_norm(gradients)
-        row = {**means, "grad_norm": norm, "lr": float(optimizer.param_groups[0]["lr"])}
-        row = {f"train/{name}": value for name, value in row.items()}
+        means = self.ledger.divide(gradients, self.trainer)
+        norm, lr = torch.nn.utils.get_total_norm(gradients), float(optimizer.param_groups[0]["lr"])
+        row = {f"train/{name}": value for name, value in {**means, "grad_norm": norm, "lr": lr}.items()}
         self.log_dict(row, logger=False)  # for the progress bar and callbacks
-        # This step counts already, so that `step` is the number of optimizer steps done.
-        step = self.trainer.global_step + 1
-        self._steps.close(step, means["loss"], norm, getattr(self.trainer.precision_plugin, "scaler", None) is not None)
-        if step % self.trainer.log_every_n_steps == 0:  # type: ignore[attr-defined]
-            self._rows.add(step, row, self.device)
-        if self.nonfinite == "skip":
-            self._steps.skip(self.trainer, optimizer, self.loss)
-        if len(self._rows) >= (1 if self.device.type == "cpu" else ROWS_AT_ONCE):
-            self.write_rows()
+        self.ledger.close(row, self.trainer, optimizer, self.loss)
 
     def configure_gradient_clipping(self, optimizer, gradient_clip_val=None, gradient_clip_algorithm=None) -> None:
         clip(self.trainer.precision_plugin, optimizer, gradient_clip_val, gradient_clip_algorithm)
 
-    def write_rows(self) -> None:
-        """Give the loggers the rows of the steps so far, and look at those steps: on a GPU the wait for both is one.
+    def on_validation_start(self) -> None:
+        self.ledger.write(self.trainer)
 
-        Errors: NonFiniteError where one was not finite, from then on at every call.
-        """
-        self._rows.write(self.trainer.loggers)
-        self._steps.check(self.trainer)
-
-    on_validation_start = on_train_end = write_rows
+    def on_train_end(self) -> None:
+        self.ledger.write(self.trainer)
 
     def on_validation_epoch_end(self) -> None:
-        for stage in [name for name in self._means if name != "train"]:
-            means, _ = self._means[stage].compute(self._all_reduce)
+        for stage, values in self._means.items():
+            means, _ = values.compute(partial(self.trainer.strategy.reduce, reduce_op="sum"))  # type: ignore[arg-type]
             self.log_dict({f"{stage}/{name}": value for name, value in means.items()})
-            if self.nonfinite == "stop":
-                finite.check_mean(f"step {self.trainer.global_step}: {stage}/loss", means["loss"])
+            if self.ledger.nonfinite == "stop":
+                nonfinite.check_mean(f"step {self.trainer.global_step}: {stage}/loss", means["loss"])
         # Lightning takes a metric of this name as the row's step.
         self.log("step", float(self.trainer.global_step))
-
-    def _all_reduce(self, value: Tensor) -> Tensor:
-        return self.trainer.strategy.reduce(value, reduce_op="sum")  # type: ignore[return-value]
 
     def configure_optimizers(self) -> Any:
         optimizer = self.optimizer([p for p in self.policy.parameters() if p.requires_grad])
@@ -200,8 +181,8 @@ class DPOModule(L.LightningModule):
         return {"optimizer": optimizer, "lr_scheduler": schedule}
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        self._steps.check(self.trainer)
-        finite.check_weights(self.policy)
+        self.ledger.check(self.trainer)
+        nonfinite.check_weights(self.policy)
         for key in [k for k in checkpoint["state_dict"] if k.startswith("reference.")]:
             del checkpoint["state_dict"][key]
 
@@ -209,42 +190,3 @@ class DPOModule(L.LightningModule):
         self._untrained = False
         own = self.state_dict().items()
         checkpoint["state_dict"].update({k: v for k, v in own if k.startswith("reference.")})
-
-
-def pair_logps(scores: Scores, index: Tensor | None = None, margin: Tensor | None = None) -> PairLogps:
-    """Sums over the responses' tokens, and the tokens themselves."""
-    policy, reference, collision, kl = scores.logps, scores.reference, scores.collision, scores.kl
-    device = policy.chosen.values.device
-    return PairLogps(
-        chosen=policy.chosen.sum(),
-        rejected=policy.rejected.sum(),
-        chosen_tokens=policy.chosen.lengths.to(device),
-        rejected_tokens=policy.rejected.lengths.to(device),
-        ref_chosen=reference and reference.chosen.sum(),
-        ref_rejected=reference and reference.rejected.sum(),
-        target_margin=None if margin is None else margin.to(policy.chosen.values),
-        index=index,
-        chosen_collision=collision and collision.chosen.sum(),
-        rejected_collision=collision and collision.rejected.sum(),
-        chosen_kl=kl and kl.chosen.sum(),
-        rejected_kl=kl and kl.rejected.sum(),
-        tokens=policy,
-        ref_tokens=reference,
-    )
-
-
-def _policy(model: PreTrainedModel | str | Path | Mapping[str, Any], trust_remote_code: bool) -> PreTrainedModel:
-    if isinstance(model, Mapping):
-        return from_plain_config(dict(model))
-    if isinstance(model, str | Path):
-        return load_model(str(model), trust_remote_code=trust_remote_code)
-    return without_dropout(model)
-
-
-def _loss(loss: Loss | Mapping[str, Any]) -> Loss:
-    """A loss by its plain form {"name": "dpo", "beta": 0.1}, as checkpoints keep it, or the function itself."""
-    if isinstance(loss, Mapping):
-        return from_plain(loss, losses)
-    if isinstance(loss, partial):
-        check_arguments(loss.func, loss.keywords, given_later=True)
-    return loss

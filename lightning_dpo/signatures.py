@@ -1,4 +1,4 @@
-"""Arguments against a signature: the Python annotation is the schema, ranges included.
+"""A plain configuration against Python signatures: the annotations are the schema, ranges included.
 
 A range is written in the annotation, `beta: Annotated[float, "(0, inf)"]`; round brackets leave the bound out.
 """
@@ -7,7 +7,7 @@ import collections.abc
 import inspect
 import types
 import typing
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal, Union
 
@@ -116,3 +116,26 @@ def describe(hint: Any) -> str:
 
 def _show(value: Any) -> str:
     return "null" if value is None else f"the text {value!r}" if isinstance(value, str) else repr(value)
+
+
+def nodes(node: Any, path: str = "", lists: bool = True) -> Iterator[tuple[str, Any]]:
+    """Every node below the root of a plain configuration, with its dotted key.
+
+    Args:
+        lists: also the members of lists, which are numbered.
+
+    >>> [key for key, _ in nodes({"a": {"b": 1}, "c": [2]})]
+    ['a', 'a.b', 'c', 'c.0']
+    """
+    if path:
+        yield path, node
+    members = (
+        node.items() if isinstance(node, dict) else enumerate(node) if lists and isinstance(node, list | tuple) else ()
+    )
+    for name, child in members:
+        yield from nodes(child, f"{path}.{name}" if path else str(name), lists)
+
+
+def leaves(node: Any) -> dict[str, Any]:
+    """The values of a plain configuration by dotted key; a list is one value."""
+    return {key: value for key, value in nodes(node, lists=False) if not isinstance(value, dict)}

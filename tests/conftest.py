@@ -12,7 +12,8 @@ import torch
 from transformers import GPT2Config, GPT2LMHeadModel, LlamaConfig, LlamaForCausalLM, Qwen3Config, Qwen3ForCausalLM
 
 from lightning_dpo import train
-from lightning_dpo.batch import PairBatch, Ragged
+from lightning_dpo.batch import PairBatch
+from lightning_dpo.ragged import Ragged
 from lightning_dpo.demo import ASSETS
 
 ROOT = Path(__file__).parents[1]

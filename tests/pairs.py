@@ -2,7 +2,8 @@
 
 import torch
 
-from lightning_dpo.batch import PairBatch, Ragged
+from lightning_dpo.batch import PairBatch
+from lightning_dpo.ragged import Ragged
 
 
 def tree_pairs(pairs: int = 8, seed: int = 0, vocabulary: int = 61, longest: int = 12) -> PairBatch:

@@ -3,8 +3,9 @@
 import pytest
 import torch
 
-from lightning_dpo import CopyReference, scoring
-from lightning_dpo.checks import check_first_batch
+from lightning_dpo import CopyReference
+from lightning_dpo.scoring import scorer as scoring
+from lightning_dpo.scoring.first_batch import check_first_batch
 from lightning_dpo.scoring import Scorer
 from tests.conftest import gpt2, llama, random_pairs
 

@@ -3,8 +3,9 @@
 import pytest
 import torch
 
-from lightning_dpo.batch import PairBatch, Ragged
-from lightning_dpo.ches import ches_scores
+from lightning_dpo.batch import PairBatch
+from lightning_dpo.ragged import Ragged
+from lightning_dpo.scoring.ches import ches_scores
 from tests.conftest import llama, random_pairs
 
 

@@ -5,7 +5,7 @@ from hydra import compose, initialize_config_dir
 from hydra.core.config_store import ConfigStore
 from omegaconf import OmegaConf
 
-from lightning_dpo import combinations, config, resolvers
+from lightning_dpo.config import combinations, check as config, resolvers
 from lightning_dpo.errors import ConfigError
 from tests.conftest import ROOT
 

@@ -5,7 +5,7 @@ import shutil
 
 import pytest
 
-from lightning_dpo.content import content
+from lightning_dpo.run.identity import content
 
 
 def test_files_and_folders_are_known_by_what_they_hold(tmp_path):

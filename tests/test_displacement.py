@@ -6,7 +6,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from lightning_dpo.displacement import DisplacementWarning
+from lightning_dpo.callbacks.alarms import DisplacementWarning
 
 
 def validated(callback: DisplacementWarning, series: list[tuple[float, float]], tokens: float = 20.0) -> None:

@@ -8,7 +8,7 @@ from transformers import MixtralConfig, MixtralForCausalLM
 
 from lightning_dpo import CopyReference, DPOModule
 from lightning_dpo.errors import ConfigError
-from lightning_dpo.experts import balance, coefficient
+from lightning_dpo.scoring.load_balancing import balance, coefficient
 from lightning_dpo.models import load_model
 from lightning_dpo.scoring import Scorer
 from tests.conftest import SIZES, llama, random_pairs

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from lightning_dpo.generation import generate
+from lightning_dpo.samples.generate import generate
 from tests.conftest import gpt2, llama
 
 

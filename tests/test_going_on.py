@@ -11,8 +11,9 @@ import torch
 from hydra._internal.utils import get_args_parser
 from hydra.core.override_parser.overrides_parser import OverridesParser
 
-from lightning_dpo import checkpoint, grid, sweep
-from lightning_dpo.checkpoint import Damaged, WholeFiles
+from lightning_dpo.run import checkpoint
+from lightning_dpo.sweep import overrides as grid, sweep
+from lightning_dpo.run.checkpoint import Damaged, WholeFiles
 from tests.test_promises import Runs, ended, result, said
 
 

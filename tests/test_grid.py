@@ -3,7 +3,7 @@
 import pytest
 from hydra import compose, initialize_config_dir
 
-from lightning_dpo import grid
+from lightning_dpo.sweep import overrides as grid
 from tests.conftest import ROOT
 
 

@@ -7,7 +7,7 @@ import sys
 import torch
 from omegaconf import OmegaConf
 
-from lightning_dpo import jobs
+from lightning_dpo.sweep import job as jobs
 
 CFG = OmegaConf.create(
     {

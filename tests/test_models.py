@@ -6,7 +6,7 @@ from transformers import AutoModelForCausalLM, LlamaConfig, OPTConfig
 
 from lightning_dpo import DPOModule, losses
 from lightning_dpo.errors import ConfigError
-from lightning_dpo.models import checkpoint_activations, compile_layers, without_dropout
+from lightning_dpo.models.layers import checkpoint_activations, compile_layers, without_dropout
 from lightning_dpo.scoring import Scorer
 from tests.pairs import tree_pairs
 

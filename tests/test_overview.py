@@ -5,7 +5,7 @@ from datetime import UTC, datetime, timedelta
 
 import pytest
 
-from lightning_dpo import overview
+from lightning_dpo.sweep import progress as overview
 from lightning_dpo.files import write_json
 
 BEGAN = datetime(2026, 1, 1, tzinfo=UTC)

@@ -24,18 +24,20 @@ from lightning import Callback, Trainer
 from omegaconf import DictConfig, OmegaConf
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from lightning_dpo import CopyReference, DPOModule, PreferenceDataModule, checkpoint, losses, train
-from lightning_dpo.batch import Ragged, TokenLogps
-from lightning_dpo.checkpoint import WholeFiles
+from lightning_dpo import CopyReference, DPOModule, PreferenceDataModule, losses, train
+from lightning_dpo.run import checkpoint
+from lightning_dpo.ragged import Ragged
+from lightning_dpo.batch import TokenLogps
+from lightning_dpo.run.checkpoint import WholeFiles
 from lightning_dpo.data import store as data_store
 from lightning_dpo.demo import ASSETS
 from lightning_dpo.errors import ConfigError
-from lightning_dpo.run_folder import RunFolder
+from lightning_dpo.run.folder import RunFolder
 from lightning_dpo.samples import SampleCallback
-from lightning_dpo.saving import Saving, rng_state, set_rng_state
-from lightning_dpo.signals import OutOfTime, Stop
-from lightning_dpo.store import ReferenceStore
-from lightning_dpo.tracking import MetricsCSV
+from lightning_dpo.callbacks.saving import Saving, rng_state, set_rng_state
+from lightning_dpo.run.signals import OutOfTime, Stop
+from lightning_dpo.reference.store import ReferenceStore
+from lightning_dpo.loggers.metrics_csv import MetricsCSV
 from tests.conftest import llama, random_pairs
 from tests.test_module import loader, trainer
 

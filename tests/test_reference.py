@@ -12,7 +12,8 @@ import lightning as L
 import pytest
 import torch
 
-from lightning_dpo import CachedReference, CopyReference, DPOModule, PreferenceDataModule, losses, precompute, store
+from lightning_dpo import CachedReference, CopyReference, DPOModule, PreferenceDataModule, losses
+from lightning_dpo.reference import precompute, store
 from lightning_dpo.scoring import Scorer
 from tests.conftest import llama
 from tests.pairs import tree_pairs

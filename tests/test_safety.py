@@ -11,8 +11,10 @@ from pathlib import Path
 import pytest
 import torch
 
-from lightning_dpo import allow, config, jobs, redact
-from lightning_dpo.combinations import check_inside
+from lightning_dpo.safety import targets as allow, secrets as redact
+from lightning_dpo.config import check as config
+from lightning_dpo.sweep import job as jobs
+from lightning_dpo.config.combinations import check_inside
 from lightning_dpo.errors import ConfigError
 from tests.conftest import ROOT
 from tests.test_conf import check, composed

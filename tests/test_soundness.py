@@ -19,10 +19,10 @@ from transformers import (
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
-from lightning_dpo import attention
+from lightning_dpo.scoring import attention
 from lightning_dpo.errors import ConfigError
 from lightning_dpo.scoring import Scorer, full_logits_logps
-from lightning_dpo.soundness import canary, objection
+from lightning_dpo.scoring.packing_check import canary, objection
 from tests.conftest import SIZES, llama
 from tests.pairs import tree_pairs
 

@@ -14,8 +14,9 @@ from peft import LoraConfig, get_peft_model
 from transformers import Gemma2Config, Gemma2ForCausalLM
 
 from lightning_dpo import CopyReference, DPOModule
-from lightning_dpo.batch import PairBatch, Ragged
-from lightning_dpo.models import checkpoint_activations
+from lightning_dpo.batch import PairBatch
+from lightning_dpo.ragged import Ragged
+from lightning_dpo.models.layers import checkpoint_activations
 from tests.conftest import ROOT, llama, with_shifted_logits
 from tests.losses.pairs import REFERENCE_FREE, shipped
 from tests.test_experts import mixtral

@@ -4,7 +4,7 @@ import csv
 
 import pytest
 
-from lightning_dpo.tracking import MetricsCSV
+from lightning_dpo.loggers.metrics_csv import MetricsCSV
 
 
 def cells(path) -> dict[str, list[tuple[int, float]]]:

@@ -12,10 +12,10 @@ import torch
 from torch.optim import AdamW
 
 from lightning_dpo import CopyReference, DPOModule, losses
-from lightning_dpo.collapse import CollapseWarning, fell, lost
+from lightning_dpo.callbacks.alarms import CollapseWarning, fell, lost
 from lightning_dpo.errors import NonFiniteError
-from lightning_dpo.finite import FILE
-from lightning_dpo.samples import Completion
+from lightning_dpo.nonfinite import FILE
+from lightning_dpo.samples.measures import Completion
 from lightning_dpo.scoring import Scorer
 from tests.conftest import FAMILIES, llama, random_pairs
 from tests.test_module import DPO, Rows, loader, module, perturbed, trainer
@@ -55,7 +55,7 @@ def test_a_steps_row_is_the_same_however_its_pairs_are_cut_up(batch_size, accumu
 
 
 def test_the_file_the_summary_and_the_bar_say_the_same(command, short, tmp_path, monkeypatch):
-    from lightning_dpo.console import PairProgressBar
+    from lightning_dpo.callbacks.progress_bar import PairProgressBar
 
     shown, real = [], PairProgressBar.get_metrics
 

@@ -6,7 +6,7 @@ from types import SimpleNamespace
 
 import pytest
 
-from lightning_dpo import workers
+from lightning_dpo.sweep import workers
 
 
 class Worker:

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 
 from lightning_dpo.batch import PairBatch
-from lightning_dpo.benchmark.contenders import Contender
+from lightning_dpo.benchmark.contender import Contender
 
 
 def seconds(work: Callable[[], Any], device: str) -> float:

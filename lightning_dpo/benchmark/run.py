@@ -18,7 +18,8 @@ from tqdm import tqdm
 from lightning_dpo.batch import PairBatch
 from lightning_dpo.benchmark import measure, work
 from lightning_dpo.benchmark.__main__ import DEFAULT
-from lightning_dpo.benchmark.contenders import Contender, make
+from lightning_dpo.benchmark.contender import Contender
+from lightning_dpo.benchmark.contenders import make
 
 
 def run(

@@ -8,7 +8,7 @@ import torch
 from torch.nn.utils import clip_grad_norm_
 
 from lightning_dpo.batch import PairBatch
-from lightning_dpo.benchmark.contenders import BETA, Contender
+from lightning_dpo.benchmark.contender import BETA, Contender
 
 
 class TrlTrainer(Contender):

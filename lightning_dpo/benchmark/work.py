@@ -10,8 +10,9 @@ from typing import Any, NamedTuple
 import torch
 from transformers import LlamaConfig, PreTrainedModel, Qwen3Config
 
-from lightning_dpo.batch import PairBatch, Ragged
+from lightning_dpo.batch import PairBatch
 from lightning_dpo.models import load_model, load_tokenizer
+from lightning_dpo.ragged import Ragged
 
 SHAPES: dict[str, Any] = {
     "mini": LlamaConfig(

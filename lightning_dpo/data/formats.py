@@ -15,12 +15,14 @@ Everything else is refused. Fields of other names are ignored.
 
 import difflib
 import sys
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from itertools import combinations, pairwise
 from typing import Any, Literal, NamedTuple
 
 from lightning_dpo.data.dialogue import is_dialogue, split_dialogue
+from lightning_dpo.data.lines import as_object, parse_line
 from lightning_dpo.data.rows import BadRow, Dropped, Messages, Response, Row, checked, kind_of, printable
+from lightning_dpo.data.sources import Chunk
 from lightning_dpo.signatures import in_range
 
 COLUMNS = {name: name for name in ("prompt", "chosen", "rejected", "responses", "ranks", "scores")}
@@ -55,6 +57,16 @@ def parse(record: Mapping[str, Any], format: Format) -> list[Row | Dropped]:
         field, bracket, rest = error.field.partition("[")
         raise BadRow(error.kind, str(error), (format.name(field) or field) + bracket + rest) from None
     return [_judged(row._replace(**numbers)) if isinstance(row, Row) else row for row in pairs]
+
+
+def parsed(chunk: Chunk, format: Format) -> Iterator[tuple[int, Row | Dropped | BadRow]]:
+    """Each pair of a chunk, or why a record has none, with the record's number."""
+    for number, item in zip(chunk.numbers, chunk.items, strict=True):
+        try:
+            record = parse_line(item) if isinstance(item, bytes) else as_object(item)
+            yield from ((number, pair) for pair in parse(record, format))
+        except BadRow as error:
+            yield number, error
 
 
 def _is_ranked(found: dict[str, Any]) -> bool:

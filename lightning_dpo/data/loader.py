@@ -1,16 +1,17 @@
 """From a set of pairs and an order to batches: by number of pairs, or by number of tokens."""
 
 import signal
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from functools import partial
 from typing import Any
 
 import numpy as np
 import torch
-from torch.utils.data import DataLoader, Sampler
+from torch.utils.data import DataLoader
 
 from lightning_dpo.batch import PairBatch
-from lightning_dpo.data.sets import EpochSampler, PairSet
+from lightning_dpo.data.sampler import EpochSampler, TokenBatches
+from lightning_dpo.data.sets import PairSet
 from lightning_dpo.errors import DataError
 
 
@@ -64,39 +65,3 @@ def _fitting(pairs: PairSet, max_tokens: int) -> np.ndarray:
             f"type data.max_tokens={most}, or cut with data.max_length"
         )
     return tokens
-
-
-class TokenBatches(Sampler[list[int]]):
-    """Batches of at most `max_tokens` tokens and `batch_size` pairs.
-
-    Which pairs share a batch is settled once, by the seed; an epoch shuffles the batches. So every epoch has as many
-    steps as the first one, and a schedule by steps ends where the run does.
-
-    Args:
-        order: whose first epoch is cut into batches; Lightning tells it the epoch.
-        tokens: of each position.
-        start: batches to leave out at the beginning of the next iteration, for a run that goes on.
-    """
-
-    def __init__(self, order: EpochSampler, tokens: np.ndarray, max_tokens: int, batch_size: int):
-        self.sampler, self.start, self.batches = order, 0, []
-        epoch, order.epoch = order.epoch, 0
-        size = max_tokens
-        for position in order.positions().tolist():
-            size += int(tokens[position])
-            if size > max_tokens or len(self.batches[-1]) == batch_size:
-                self.batches.append([])
-                size = int(tokens[position])
-            self.batches[-1].append(position)
-        order.epoch = epoch
-
-    def __len__(self) -> int:
-        return len(self.batches)
-
-    def __iter__(self) -> Iterator[list[int]]:
-        order = torch.arange(len(self.batches))
-        if self.sampler.shuffle:
-            generator = torch.Generator().manual_seed(self.sampler.seed * 1_000_003 + self.sampler.epoch)
-            order = torch.randperm(len(self.batches), generator=generator)
-        start, self.start = self.start, 0
-        yield from (self.batches[i] for i in order[start:].tolist())

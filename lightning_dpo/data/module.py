@@ -12,12 +12,13 @@ from transformers import PreTrainedTokenizerBase
 
 from lightning_dpo.batch import PairBatch
 from lightning_dpo.data.chat import template_text
-from lightning_dpo.data.encode import Work
+from lightning_dpo.data.columns import RowEncoder
 from lightning_dpo.data.formats import COLUMNS, Format, RankedPairs
 from lightning_dpo.data.loader import default_workers, loader
-from lightning_dpo.data.sets import EpochSampler, PairSet, split_by_prompt
+from lightning_dpo.data.sampler import EpochSampler
+from lightning_dpo.data.sets import PairSet, split_by_prompt
 from lightning_dpo.data.sources import Source, sources
-from lightning_dpo.data.store import CACHE_DIR, Stored, TokenStore
+from lightning_dpo.data.store import CACHE_DIR, TokenisedSource, TokenStore
 from lightning_dpo.data.stream import PairStream, StreamLoader
 from lightning_dpo.data.tokenize import PairTokenizer
 from lightning_dpo.errors import DataError
@@ -52,8 +53,6 @@ class PreferenceDataModule(L.LightningDataModule):
         chat_template: Jinja text, or a file of it; replaces the tokenizer's own.
         date: the day (YYYY-MM-DD) that a chat template prints which asks for today's.
         cache_dir: where tokenised sources are kept, found by content.
-        report, report_plot, report_ches: for the command `train`: stop after the data report; draw its lengths; score
-            each training pair by CHES, which needs the policy.
 
     After `setup`: `train_pairs` and `val_sets` by name, each a PairSet (with `streaming` there is no `train_pairs`).
 
@@ -85,9 +84,6 @@ class PreferenceDataModule(L.LightningDataModule):
         chat_template: str | None = None,
         date: str | None = None,
         cache_dir: str | Path = CACHE_DIR,
-        report: bool = False,
-        report_plot: bool = False,
-        report_ches: bool = False,
         seed: int = 0,
     ):
         super().__init__()
@@ -103,7 +99,6 @@ class PreferenceDataModule(L.LightningDataModule):
         self.hub = {"subset": subset, "split": split, "revision": revision}
         self.batch_size, self.max_tokens, self.shuffle = batch_size, max_tokens, shuffle
         self.num_workers, self.seed = (default_workers() if num_workers is None else num_workers), seed
-        self.report, self.report_plot, self.report_ches = report, report_plot, report_ches
         self.train_pairs: PairSet | None = None
         self.val_sets: dict[str, PairSet] = {}
         self._epoch = self._batches = self._rows_used = 0
@@ -112,10 +107,6 @@ class PreferenceDataModule(L.LightningDataModule):
         if streaming and isinstance(val, float):
             raise DataError(
                 f"data.val={val} with data.streaming=true: a stream cannot be split by prompt; name a source"
-            )
-        if streaming and (report or report_plot or report_ches):
-            raise DataError(
-                "data.report with data.streaming=true: a stream is read as it is trained; type data.streaming=false"
             )
         if streaming and max_tokens:
             raise DataError(
@@ -151,8 +142,8 @@ class PreferenceDataModule(L.LightningDataModule):
         if not self.streaming:
             self.train_pairs = _not_empty(PairSet(train), f"data.train={self.train}")
 
-    def _stored(self, source: Source) -> Stored:
-        return self.store.get(source, Work(self.format, self.encoder), self.num_proc, self.stop_at_bad)
+    def _stored(self, source: Source) -> TokenisedSource:
+        return self.store.get(source, RowEncoder(self.format, self.encoder), self.num_proc, self.stop_at_bad)
 
     def sets(self) -> dict[str, PairSet]:
         """The sets by name: `train`, and `val` or `val/<name>`."""

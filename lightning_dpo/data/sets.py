@@ -6,10 +6,9 @@ from itertools import groupby
 import numpy as np
 import torch
 from torch import Tensor
-from torch.utils.data import Sampler
 
 from lightning_dpo.batch import PairBatch
-from lightning_dpo.data.store import Stored
+from lightning_dpo.data.store import TokenisedSource
 from lightning_dpo.errors import DataError
 
 
@@ -21,7 +20,7 @@ class PairSet:
         rows: for each, the row numbers that belong to the set; None: all.
     """
 
-    def __init__(self, parts: Sequence[Stored], rows: Sequence[Tensor | None] | None = None):
+    def __init__(self, parts: Sequence[TokenisedSource], rows: Sequence[Tensor | None] | None = None):
         self.parts = list(parts)
         self.rows = list(rows or [None] * len(self.parts))
         self.sizes = [len(p) if r is None else len(r) for p, r in zip(self.parts, self.rows, strict=True)]
@@ -30,7 +29,7 @@ class PairSet:
     def __len__(self) -> int:
         return int(self._starts[-1])
 
-    def locate(self, position: int) -> tuple[Stored, int]:
+    def locate(self, position: int) -> tuple[TokenisedSource, int]:
         """The source of a pair and its row number there."""
         part = int(np.searchsorted(self._starts, position, side="right")) - 1
         row, rows = position - int(self._starts[part]), self.rows[part]
@@ -73,7 +72,7 @@ class PairSet:
                 yield np.asarray(column[piece if rows is None else rows[piece].numpy()])
 
 
-def split_by_prompt(parts: Sequence[Stored], fraction: float) -> tuple[PairSet, PairSet]:
+def split_by_prompt(parts: Sequence[TokenisedSource], fraction: float) -> tuple[PairSet, PairSet]:
     """Training and validation set, no prompt on both sides; `fraction` is a share of the distinct prompts.
 
     The prompts with the smallest hashes go to validation: the split depends on the prompts alone, not on a seed or on
@@ -93,55 +92,3 @@ def split_by_prompt(parts: Sequence[Stored], fraction: float) -> tuple[PairSet, 
         [torch.from_numpy(np.flatnonzero(side == mask).astype(np.int32)) for mask in in_val] for side in (False, True)
     ]
     return PairSet(parts, rows[0]), PairSet(parts, rows[1])
-
-
-class EpochSampler(Sampler[int]):
-    """Positions in a set, in an order that is a function of seed and epoch; Lightning tells the epoch.
-
-    Each source gives `round(weight x its pairs)` positions an epoch, at least one if it has pairs: they continue an
-    endless row of passes over the source, each in its own random order, so that a weight of 1/2 sees every pair once in
-    two epochs.
-
-    Args:
-        sizes: pairs of each source in the set. weights: passes per epoch.
-        shuffle: False keeps the order of the sources and of the rows that an epoch takes.
-        start: positions to leave out at the beginning of the next iteration, for a run that goes on.
-    """
-
-    def __init__(self, sizes: Sequence[int], weights: Sequence[float], seed: int, shuffle: bool):
-        self.sizes, self.seed, self.shuffle, self.epoch, self.start = list(sizes), seed, shuffle, 0, 0
-        self.counts = [size and max(1, round(size * weight)) for size, weight in zip(sizes, weights, strict=True)]
-
-    def set_epoch(self, epoch: int) -> None:
-        self.epoch = epoch
-
-    def __len__(self) -> int:
-        return sum(self.counts)
-
-    def __iter__(self) -> Iterator[int]:
-        rows, self.start = self.positions()[self.start :], 0
-        for piece in rows.split(1 << 14):
-            yield from piece.tolist()
-
-    def positions(self) -> Tensor:
-        parts, offset = [], 0
-        for source, (size, count) in enumerate(zip(self.sizes, self.counts, strict=True)):
-            parts += [part + offset for part in self._passes(source, size, count)]
-            offset += size
-        rows = torch.cat(parts)
-        if not self.shuffle:
-            return rows
-        generator = torch.Generator().manual_seed(self.seed * 1_000_003 + self.epoch)
-        return rows[torch.randperm(len(rows), generator=generator)]
-
-    def _passes(self, source: int, size: int, count: int) -> Iterator[Tensor]:
-        if not count:
-            return
-        begin = self.epoch * count
-        for number in range(begin // size, (begin + count - 1) // size + 1):
-            first, last = max(begin - number * size, 0), min(begin + count - number * size, size)
-            if last - first == size:
-                yield torch.arange(size, dtype=torch.int32)
-            else:
-                generator = torch.Generator().manual_seed(hash((self.seed, source, number)) % 2**63)
-                yield torch.randperm(size, generator=generator, dtype=torch.int32)[first:last].sort().values

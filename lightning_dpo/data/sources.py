@@ -4,7 +4,6 @@ A chunk travels to the tokenising process as it was read: lines of a JSONL file 
 """
 
 import difflib
-import hashlib
 import re
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -12,6 +11,7 @@ from typing import Any, NamedTuple
 
 from lightning_dpo.data.lines import json_records
 from lightning_dpo.errors import DataError
+from lightning_dpo.files import file_sha256
 
 CHUNK = 1000
 HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
@@ -65,8 +65,7 @@ class Source(NamedTuple):
     def content(self) -> dict[str, Any]:
         """What identifies its rows: the hash of a file's bytes, or a hub data set's coordinates and fingerprint."""
         if self.file.is_file():
-            with open(self.file, "rb") as file:
-                return {"sha256": hashlib.file_digest(file, "sha256").hexdigest(), "format": self.file.suffixes[-2:]}
+            return {"sha256": file_sha256(self.file), "format": self.file.suffixes[-2:]}
         return {"fingerprint": _table(self)._fingerprint}
 
     def chunks(self, streaming: bool = False) -> Iterator[Chunk]:

@@ -3,22 +3,22 @@
 import hashlib
 import json
 import logging
-import shutil
 from collections import Counter
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from filelock import FileLock
 from rich.progress import track
 from torch import Tensor
 
-from lightning_dpo.batch import PairBatch, Ragged
-from lightning_dpo.data.encode import DTYPES, Bad, Work, encoded_chunks
+from lightning_dpo.batch import PairBatch
+from lightning_dpo.cache import Cache
+from lightning_dpo.data.columns import DTYPES, Bad, RowEncoder, encoded_chunks
 from lightning_dpo.data.sources import Source
 from lightning_dpo.errors import DataError
-from lightning_dpo.files import whole_folder, write_json
+from lightning_dpo.files import write_json
+from lightning_dpo.ragged import Ragged
 
 log = logging.getLogger(__name__)
 
@@ -29,7 +29,7 @@ SHOWN = 20
 """Bad rows that are kept as examples."""
 
 
-class Stored:
+class TokenisedSource:
     """The pairs of one source.
 
     pairs: all of them as one memory-mapped PairBatch. counts: what became of the rows.
@@ -82,43 +82,36 @@ class Stored:
 
 
 class TokenStore:
-    """Entries are folders named by their key: one raw file per column and a `manifest.json` to read."""
+    """Entries are found by content: one raw file per column and a `manifest.json` to read."""
 
     def __init__(self, folder: str | Path = CACHE_DIR):
-        self.folder = Path(folder).expanduser()
+        self.cache = Cache(folder)
 
-    def get(self, source: Source, work: Work, num_proc: int, stop_at_bad: bool) -> Stored:
+    def get(self, source: Source, encoder: RowEncoder, num_proc: int, stop_at_bad: bool) -> TokenisedSource:
         """The entry of this source, tokenised where there is none.
 
         Errors: DataError if a row is bad and `stop_at_bad`; nothing is kept then.
         """
-        key = content_key(source, work)
-        name = hashlib.sha256(json.dumps(key, sort_keys=True).encode()).hexdigest()[:32]
-        entry = self.folder / name
-        self.folder.mkdir(parents=True, exist_ok=True)
-        with FileLock(self.folder / f"{name}.lock"):
-            if entry.exists():
-                try:
-                    stored = Stored(entry, source)
-                except (OSError, ValueError, KeyError) as error:
-                    log.warning("the token cache entry %s is damaged (%s); tokenising again", entry, error)
-                    shutil.rmtree(entry)
-                else:
-                    log.info("%d tokenised pairs of %s read from %s", len(stored), source.path, entry)
-                    _refuse_bad(stored.bad, stored.manifest, source, stop_at_bad)
-                    return stored
-            with whole_folder(entry) as folder:
-                self._write(folder, key, source, work, num_proc, stop_at_bad)
-            return Stored(entry, source)
+        key = content_key(source, encoder)
+        stored = self.cache.entry(
+            key,
+            read=lambda entry: TokenisedSource(entry, source),
+            write=lambda folder: self._write(folder, key, source, encoder, num_proc, stop_at_bad),
+        )
+        log.info("%d tokenised pairs of %s in %s", len(stored), source.path, stored.folder)
+        _refuse_bad(stored.bad, stored.manifest, source, stop_at_bad)
+        return stored
 
-    def _write(self, folder: Path, key: dict, source: Source, work: Work, num_proc: int, stop_at_bad: bool) -> None:
+    def _write(
+        self, folder: Path, key: dict, source: Source, encoder: RowEncoder, num_proc: int, stop_at_bad: bool
+    ) -> None:
         totals: dict[str, Any] = {"records": 0, "tokens_cut": 0, "masked": False}
         counts, kinds, ends, bad = Counter(), Counter(), set(), []
         sizes, last = Counter({name: 0 for name in DTYPES}), dict.fromkeys(("prompt", "chosen", "rejected"), 0)
         files = {name: open(folder / f"{name}.bin", "wb") for name in [*DTYPES, *(f"{s}_ends" for s in last)]}
         chunks = track(source.chunks(), f"tokenising {Path(source.path).name}", transient=True)
         try:
-            for chunk in encoded_chunks(work, chunks, num_proc, stop_at_bad):
+            for chunk in encoded_chunks(encoder, chunks, num_proc, stop_at_bad):
                 for name, values in chunk.columns.items():
                     files[name].write(values.tobytes())
                     sizes[name] += len(values)
@@ -156,22 +149,23 @@ class TokenStore:
         write_json(folder / "manifest.json", manifest)
 
 
-def content_key(source: Source, work: Work) -> dict[str, Any]:
+def content_key(source: Source, encoder: RowEncoder) -> dict[str, Any]:
     """What changes the tokens, and nothing else: content, tokenizer, template, format and budgets."""
-    tokenizer = work.encoder.tokenizer
-    spelled = [work.encoder.backend().to_str(), str(tokenizer.chat_template), str(tokenizer.special_tokens_map)]
+    pairs = encoder.tokenizer
+    tokenizer = pairs.tokenizer
+    spelled = [pairs.backend().to_str(), str(tokenizer.chat_template), str(tokenizer.special_tokens_map)]
     return {
         "format": FORMAT,
         "source": source.content(),
         "tokenizer": hashlib.sha256("\0".join(spelled).encode()).hexdigest(),
-        "columns": dict(work.format.columns),
-        "weight_column": work.format.weight_column,
-        "margin_column": work.format.margin_column,
-        "ranked": work.format.ranked,
-        "turns": work.encoder.turns,
-        "date": work.encoder.chat.date,
-        "max_length": work.encoder.max_length,
-        "max_prompt_length": work.encoder.max_prompt_length,
+        "columns": dict(encoder.format.columns),
+        "weight_column": encoder.format.weight_column,
+        "margin_column": encoder.format.margin_column,
+        "ranked": encoder.format.ranked,
+        "turns": pairs.turns,
+        "date": pairs.chat.date,
+        "max_length": pairs.max_length,
+        "max_prompt_length": pairs.max_prompt_length,
     }
 
 

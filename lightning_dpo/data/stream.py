@@ -9,15 +9,15 @@ from typing import Any
 import torch
 from torch.utils.data import DataLoader, IterableDataset
 
-from lightning_dpo.batch import PairBatch, Ragged
-from lightning_dpo.data.encode import content_hash
-from lightning_dpo.data.formats import Format, parse
-from lightning_dpo.data.lines import as_object, parse_line
+from lightning_dpo.batch import PairBatch
+from lightning_dpo.data.columns import content_hash
+from lightning_dpo.data.formats import Format, parsed
 from lightning_dpo.data.loader import leave_signals_to_the_run
 from lightning_dpo.data.rows import BadRow, Dropped, Row
 from lightning_dpo.data.sources import Source
 from lightning_dpo.data.tokenize import Encoded, PairTokenizer
 from lightning_dpo.errors import DataError
+from lightning_dpo.ragged import Ragged
 
 Item = Row | Dropped | BadRow
 
@@ -129,17 +129,12 @@ class PairStream(IterableDataset):
 
     def _read(self, source: Source, share: float) -> Iterator[tuple[str, Item]]:
         for chunk in source.chunks(streaming=True):
-            for number, item in zip(chunk.numbers, chunk.items, strict=True):
+            for number, pair in parsed(chunk, self.format):
                 if share < 1 and content_hash([self.seed, self.epoch, source.path, number]) >= share * 2**64:
                     continue
-                try:
-                    record = parse_line(item) if isinstance(item, bytes) else as_object(item)
-                    for pair in parse(record, self.format):
-                        yield source.where(number), pair
-                except BadRow as error:
-                    if self.stop_at_bad:
-                        self._bad(source.where(number), error)
-                    yield source.where(number), error
+                if isinstance(pair, BadRow) and self.stop_at_bad:
+                    self._bad(source.where(number), pair)
+                yield source.where(number), pair
 
     def _bad(self, where: str, error: BadRow) -> None:
         if self.stop_at_bad:

@@ -8,7 +8,7 @@
    response has none.
 4. A tokenizer that wants a BOS gets exactly one, whether the template prints it or not.
 5. A response of several turns is trained on the assistant's last one, or on all of them (`turns`); the rest is context.
-6. Prompts are cut first, on the left (`max_prompt_length`, in cut.py), then responses on the right (`max_length`).
+6. Prompts are cut first, on the left (`max_prompt_length`, in truncate.py), then responses on the right (`max_length`).
 """
 
 import re
@@ -20,8 +20,8 @@ from tokenizers import Tokenizer
 from transformers import PreTrainedTokenizerBase
 
 from lightning_dpo.data.chat import Chat
-from lightning_dpo.data.cut import cut_prompt
 from lightning_dpo.data.rows import BadRow, Dropped, Messages, Response, Row
+from lightning_dpo.data.truncate import PromptEncoder, truncate_prompt
 from lightning_dpo.errors import DataError
 
 Span = tuple[int, int]
@@ -150,7 +150,8 @@ class PairTokenizer:
             "no_space": row.runs_together,
             "prompt_repeated": row.repeats_prompt,
         }
-        prompt = cut_prompt(self, row, alone[:split], len(alone) - split)
+        encoder = PromptEncoder(self.chat.prompt, self.ids_and_offsets, self.bos)
+        prompt = truncate_prompt(encoder, row, alone[:split], len(alone) - split, self.max_prompt_length)
         if not prompt:
             raise Dropped("no_prompt_token")
         end = self.end_id(row)

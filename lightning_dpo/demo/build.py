@@ -20,7 +20,7 @@ from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 from lightning_dpo.demo import ASSETS, grammar
-from lightning_dpo.generation import generate
+from lightning_dpo.samples.generate import generate
 
 SFT_STEPS, SFT_BATCH, SFT_LR = 1000, 64, 3e-3
 TRAIN_PAIRS, VAL_PAIRS = 8064, 1024

@@ -76,8 +76,8 @@ def reference_scores(samples: int, seed: int) -> "Tensor":
     import torch
     import transformers
 
-    from lightning_dpo.generation import generate
     from lightning_dpo.models import load_model, load_tokenizer
+    from lightning_dpo.samples.generate import generate
 
     transformers.logging.disable_progress_bar()
     folder = str(ASSETS / "model")

@@ -7,12 +7,13 @@ A loss with a memory is an nn.Module with the same call.
 from lightning_dpo.losses.batch_level import aot, aot_unpaired, beta_dpo, dr_dpo, kto_pair
 from lightning_dpo.losses.margins import hdpo, odpo, rdpo
 from lightning_dpo.losses.memory import BCOPair, BetaDPO
+from lightning_dpo.losses.needs import needs, needs_of
 from lightning_dpo.losses.pairwise import cdpo, dpo, hinge, ipo, robust, sigmoid_norm
 from lightning_dpo.losses.shapes import chipo, discopop, exo_pair, fdpo, gpo_exponential, square_chipo
 from lightning_dpo.losses.sides import apo_down, apo_zero, bco_pair, cal_dpo, dpop, nca_pair, sppo_hard
 from lightning_dpo.losses.sums import Mix, mpo, rpo
 from lightning_dpo.losses.token_level import ld_dpo, sampo, tdpo1, tdpo2, wpo
-from lightning_dpo.losses.types import Loss, PairLogps, PairLoss, ReferenceRequired, needs, needs_of
+from lightning_dpo.losses.types import Loss, PairLogps, PairLoss, ReferenceRequired
 from lightning_dpo.losses.without_reference import alphapo, cpo, orpo, sft, simper, simpo, slic
 
 __all__ = [

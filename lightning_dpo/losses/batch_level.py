@@ -10,8 +10,9 @@ import torch
 from torch import Tensor
 from torch.nn.functional import logsigmoid
 
+from lightning_dpo.losses.needs import needs
 from lightning_dpo.losses.numerics import sigmoid
-from lightning_dpo.losses.types import PairLogps, PairLoss, Positive, Smoothing, needs, pair_loss
+from lightning_dpo.losses.types import PairLogps, PairLoss, Positive, Smoothing, pair_loss
 
 
 @needs("whole_batch", "equal_weights")

@@ -5,7 +5,8 @@ Notation: u = log π(chosen)/π_ref(chosen), v = log π(rejected)/π_ref(rejecte
 
 from torch.nn.functional import logsigmoid
 
-from lightning_dpo.losses.types import NonNegative, PairLogps, PairLoss, Positive, given, needs, pair_loss
+from lightning_dpo.losses.needs import needs, required
+from lightning_dpo.losses.types import NonNegative, PairLogps, PairLoss, Positive, pair_loss
 
 
 def rdpo(logps: PairLogps, *, beta: Positive, alpha: NonNegative = 0.01) -> PairLoss:
@@ -24,7 +25,8 @@ def rdpo(logps: PairLogps, *, beta: Positive, alpha: NonNegative = 0.01) -> Pair
     References: Park et al. 2024 (arXiv 2403.19159).
     """
     u, v = logps.log_ratios()
-    h = beta * (u - v) + alpha * (logps.chosen_tokens - logps.rejected_tokens).to(u)
+    chosen_tokens, rejected_tokens = logps.lengths()
+    h = beta * (u - v) + alpha * (chosen_tokens - rejected_tokens).to(u)
     return pair_loss(-logsigmoid(h), beta * u, beta * v, margin=h)
 
 
@@ -51,7 +53,7 @@ def odpo(logps: PairLogps, *, beta: Positive, offset: float | None = None) -> Pa
         raise ValueError(f"odpo takes its offset from data.margin_column or from loss.offset; found {found}")
     u, v = logps.log_ratios()
     h = beta * (u - v)
-    delta = given(logps.target_margin, "target_margin") if offset is None else offset
+    delta = required(logps.target_margin, "target_margin") if offset is None else offset
     return pair_loss(-logsigmoid(h - delta), beta * u, beta * v, margin=h)
 
 

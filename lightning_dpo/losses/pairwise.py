@@ -23,7 +23,8 @@ def dpo(logps: PairLogps, *, beta: Positive, label_smoothing: Smoothing = 0.0) -
 
     References: Rafailov et al. 2023 (arXiv 2305.18290), eq. 7; Mitchell 2023, "A note on DPO with noisy preferences".
 
-    >>> same = PairLogps(*torch.tensor([[-4.0], [-9.0]]), *torch.tensor([[3], [5]]), *torch.tensor([[-4.0], [-9.0]]))
+    >>> chosen, rejected = torch.tensor([[-4.0], [-9.0]])
+    >>> same = PairLogps(chosen, rejected, ref_chosen=chosen, ref_rejected=rejected)
     >>> round(dpo(same, beta=0.1).loss.item(), 4)
     0.6931
     """
@@ -86,12 +87,16 @@ def ipo(logps: PairLogps, *, beta: Positive, average_log_prob: bool = False) -> 
 
     References: Azar et al. 2023 (arXiv 2310.12036), eq. 17.
 
-    >>> same = PairLogps(*torch.tensor([[-4.0], [-9.0]]), *torch.tensor([[3], [5]]), *torch.tensor([[-4.0], [-9.0]]))
+    >>> chosen, rejected = torch.tensor([[-4.0], [-9.0]])
+    >>> same = PairLogps(chosen, rejected, ref_chosen=chosen, ref_rejected=rejected)
     >>> round(ipo(same, beta=0.1).loss.item(), 4)
     25.0
     """
     u, v = logps.log_ratios()
-    h = u / logps.chosen_tokens - v / logps.rejected_tokens if average_log_prob else u - v
+    if average_log_prob:
+        chosen_tokens, rejected_tokens = logps.lengths()
+        u, v = u / chosen_tokens, v / rejected_tokens
+    h = u - v
     return pair_loss((h - 1 / (2 * beta)) ** 2, beta * u, beta * v, margin=h)
 
 
@@ -110,7 +115,8 @@ def sigmoid_norm(logps: PairLogps, *, beta: Positive) -> PairLoss:
     References: Lambert et al. 2024 (Tulu 3, arXiv 2411.15124).
     """
     u, v = logps.log_ratios()
-    h = beta * (u / logps.chosen_tokens - v / logps.rejected_tokens)
+    chosen_tokens, rejected_tokens = logps.lengths()
+    h = beta * (u / chosen_tokens - v / rejected_tokens)
     return pair_loss(-logsigmoid(h), beta * u, beta * v, margin=h)
 
 
@@ -127,7 +133,8 @@ def hinge(logps: PairLogps, *, beta: Positive) -> PairLoss:
 
     References: Liu et al. 2023 (arXiv 2309.06657), "hinge-norm".
 
-    >>> same = PairLogps(*torch.tensor([[-4.0], [-9.0]]), *torch.tensor([[3], [5]]), *torch.tensor([[-4.0], [-9.0]]))
+    >>> chosen, rejected = torch.tensor([[-4.0], [-9.0]])
+    >>> same = PairLogps(chosen, rejected, ref_chosen=chosen, ref_rejected=rejected)
     >>> hinge(same, beta=0.1).loss.item()
     1.0
     """

@@ -36,3 +36,12 @@ def from_plain(plain: Mapping[str, Any], package: Any) -> Loss:
         parameters["terms"] = {key: from_plain(term, package) for key, term in parameters["terms"].items()}
     check_arguments(target, parameters, given_later=True)
     return target(**parameters) if isinstance(target, type) else partial(target, **parameters)
+
+
+def as_loss(loss: Loss | Mapping[str, Any], package: Any) -> Loss:
+    """A loss by its plain form {"name": "dpo", "beta": 0.1}, as checkpoints keep it, or the function itself."""
+    if isinstance(loss, Mapping):
+        return from_plain(loss, package)
+    if isinstance(loss, partial):
+        check_arguments(loss.func, loss.keywords, given_later=True)
+    return loss

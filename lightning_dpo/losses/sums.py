@@ -10,9 +10,10 @@ from typing import Any
 import torch
 from torch import nn
 
+from lightning_dpo.losses.needs import needs_of
 from lightning_dpo.losses.pairwise import dpo
 from lightning_dpo.losses.sides import bco_pair
-from lightning_dpo.losses.types import Loss, NonNegative, PairLogps, PairLoss, Positive, needs_of, pair_loss
+from lightning_dpo.losses.types import Loss, NonNegative, PairLogps, PairLoss, Positive, pair_loss
 from lightning_dpo.losses.without_reference import sft
 from lightning_dpo.signatures import check_arguments
 

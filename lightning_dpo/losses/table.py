@@ -18,7 +18,7 @@ def table(folder: Path) -> str:
 
 
 def _row(path: Path) -> tuple[str, ...]:
-    from lightning_dpo import losses  # as a command, this module must not be imported by its own package
+    from lightning_dpo import losses
 
     text = path.read_text(encoding="utf-8")
     function = getattr(losses, _found(r"^  _target_: lightning_dpo\.losses\.(\w+)$", text))

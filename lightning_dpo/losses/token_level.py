@@ -9,8 +9,10 @@ import torch
 from torch import Tensor
 from torch.nn.functional import logsigmoid
 
-from lightning_dpo.batch import Ragged, TokenLogps
-from lightning_dpo.losses.types import PairLogps, PairLoss, Positive, given, needs, pair_loss
+from lightning_dpo.batch import TokenLogps
+from lightning_dpo.losses.needs import needs, required
+from lightning_dpo.losses.types import PairLogps, PairLoss, Positive, pair_loss
+from lightning_dpo.ragged import Ragged
 
 
 @needs("tokens")
@@ -34,7 +36,7 @@ def ld_dpo(
     References: Liu et al. 2024 (arXiv 2409.06411).
     """
     u, v = logps.log_ratios()
-    policy, reference = given(logps.tokens, "tokens"), given(logps.ref_tokens, "ref_tokens")
+    policy, reference = required(logps.tokens, "tokens"), required(logps.ref_tokens, "ref_tokens")
     shorter = torch.minimum(policy.chosen.lengths, policy.rejected.lengths)
 
     def desensitised(side: Ragged, ref: Ragged) -> Tensor:
@@ -67,8 +69,8 @@ def sampo(logps: PairLogps, *, beta: Positive, seed: int = 0) -> PairLoss:
     References: Lu et al. 2024 (arXiv 2406.10957).
     """
     u, v = logps.log_ratios()
-    policy, reference = given(logps.tokens, "tokens"), given(logps.ref_tokens, "ref_tokens")
-    drawn = drawn_tokens(policy, given(logps.index, "index"), seed)
+    policy, reference = required(logps.tokens, "tokens"), required(logps.ref_tokens, "ref_tokens")
+    drawn = drawn_tokens(policy, required(logps.index, "index"), seed)
     sampled = [
         Ragged((side.values - ref.values) * kept.to(side.values), side.lengths).sum()
         for side, ref, kept in zip(policy, reference, drawn, strict=True)
@@ -108,8 +110,9 @@ def wpo(logps: PairLogps, *, beta: Positive, clamp: bool = True) -> PairLoss:
     """
     u, v = logps.log_ratios()
     h = beta * (u - v)
-    chosen = (logps.chosen - given(logps.chosen_collision, "chosen_collision")) / logps.chosen_tokens
-    rejected = (logps.rejected - given(logps.rejected_collision, "rejected_collision")) / logps.rejected_tokens
+    chosen_tokens, rejected_tokens = logps.lengths()
+    chosen = (logps.chosen - required(logps.chosen_collision, "chosen_collision")) / chosen_tokens
+    rejected = (logps.rejected - required(logps.rejected_collision, "rejected_collision")) / rejected_tokens
     log_weight = (chosen + rejected).detach()
     weight = log_weight.clamp(max=0.0).exp() if clamp else log_weight.exp()
     return pair_loss(-weight * logsigmoid(h), beta * u, beta * v, margin=h)
@@ -131,7 +134,7 @@ def tdpo1(logps: PairLogps, *, beta: Positive) -> PairLoss:
     References: Zeng et al. 2024 (arXiv 2404.11999).
     """
     u, v = logps.log_ratios()
-    chosen_kl, rejected_kl = given(logps.chosen_kl, "chosen_kl"), given(logps.rejected_kl, "rejected_kl")
+    chosen_kl, rejected_kl = required(logps.chosen_kl, "chosen_kl"), required(logps.rejected_kl, "rejected_kl")
     h = beta * (u - v - (rejected_kl - chosen_kl))
     return pair_loss(-logsigmoid(h), beta * u, beta * v, margin=h)
 
@@ -153,6 +156,6 @@ def tdpo2(logps: PairLogps, *, beta: Positive, alpha: Annotated[float, "[0, inf)
     References: Zeng et al. 2024 (arXiv 2404.11999).
     """
     u, v = logps.log_ratios()
-    chosen_kl, rejected_kl = given(logps.chosen_kl, "chosen_kl"), given(logps.rejected_kl, "rejected_kl")
+    chosen_kl, rejected_kl = required(logps.chosen_kl, "chosen_kl"), required(logps.rejected_kl, "rejected_kl")
     h = beta * (u - v - alpha * (rejected_kl - chosen_kl.detach()))
     return pair_loss(-logsigmoid(h), beta * u, beta * v, margin=h)

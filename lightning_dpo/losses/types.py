@@ -1,10 +1,10 @@
-"""What a loss receives, what it returns, and what it may declare that it needs."""
+"""What a loss receives and what it returns."""
 
 from collections.abc import Callable
-from dataclasses import dataclass, fields
-from functools import partial
-from typing import Annotated, Any, TypeVar
+from dataclasses import KW_ONLY, dataclass, fields
+from typing import Annotated
 
+import torch
 from torch import Tensor
 
 from lightning_dpo.batch import TokenLogps
@@ -13,8 +13,6 @@ Positive = Annotated[float, "(0, inf)"]
 NonNegative = Annotated[float, "[0, inf)"]
 Smoothing = Annotated[float, "[0, 0.5)"]
 """A parameter's range stands in its annotation; the configuration and DPOModule enforce it."""
-
-T = TypeVar("T")
 
 
 class ReferenceRequired(ValueError):
@@ -25,8 +23,9 @@ class ReferenceRequired(ValueError):
 class PairLogps:
     """Log-probabilities of whole responses, log p(response | prompt), in nats.
 
-    Summed over the response tokens, end token included, prompt excluded. Each tensor has shape [pair]; token counts
-    are integers. `ref_chosen` and `ref_rejected` are None in a run without a reference.
+    Summed over the response tokens, end token included, prompt excluded. Each tensor has shape [pair]. `ref_chosen` and
+    `ref_rejected` are None in a run without a reference; token counts are integers, and only losses that divide by
+    lengths need them.
 
     The fields below them are None unless the loss declares that it `needs` them, or the data have them:
         target_margin: the data's own margin of each pair.
@@ -34,14 +33,20 @@ class PairLogps:
         chosen_collision, rejected_collision: sum over the response's positions of log Σ_k π(k)², k over the vocabulary.
         chosen_kl, rejected_kl: sum over the response's positions of KL(π_ref || π) over the vocabulary.
         tokens, ref_tokens: the log-probability of each response token.
+
+    Errors: ValueError for tensors of unequal shape, and for token counts that are no integers.
+
+    >>> PairLogps(torch.tensor([-3.0]), torch.tensor([-5.0]), chosen_tokens=torch.tensor([4])).chosen_tokens
+    tensor([4])
     """
 
     chosen: Tensor
     rejected: Tensor
-    chosen_tokens: Tensor
-    rejected_tokens: Tensor
+    _: KW_ONLY
     ref_chosen: Tensor | None = None
     ref_rejected: Tensor | None = None
+    chosen_tokens: Tensor | None = None
+    rejected_tokens: Tensor | None = None
     target_margin: Tensor | None = None
     index: Tensor | None = None
     chosen_collision: Tensor | None = None
@@ -60,6 +65,9 @@ class PairLogps:
         pairs = len(self.chosen) if self.chosen.ndim == 1 else -1
         if any(shapes[name] != ((pairs,) if isinstance(v, Tensor) else (pairs, pairs)) for name, v in found.items()):
             raise ValueError(f"every tensor of PairLogps has the same shape [pair]; found {shapes}")
+        for name in ("chosen_tokens", "rejected_tokens"):
+            if name in found and (found[name].is_floating_point() or found[name].dtype == torch.bool):
+                raise ValueError(f"PairLogps.{name} counts tokens, so it holds integers; found {found[name].dtype}")
 
     def reference(self) -> tuple[Tensor, Tensor]:
         """log p_ref of the chosen and of the rejected responses, each [pair].
@@ -79,9 +87,19 @@ class PairLogps:
         ref_chosen, ref_rejected = self.reference()
         return self.chosen - ref_chosen, self.rejected - ref_rejected
 
+    def lengths(self) -> tuple[Tensor, Tensor]:
+        """Tokens of the chosen and of the rejected responses, each [pair].
+
+        Errors: ValueError without token counts.
+        """
+        if self.chosen_tokens is None or self.rejected_tokens is None:
+            raise ValueError("this loss uses response lengths: PairLogps(..., chosen_tokens=..., rejected_tokens=...)")
+        return self.chosen_tokens, self.rejected_tokens
+
     def per_token(self) -> tuple[Tensor, Tensor]:
         """Mean log p of a token of the chosen and of the rejected responses, each [pair]."""
-        return self.chosen / self.chosen_tokens, self.rejected / self.rejected_tokens
+        chosen_tokens, rejected_tokens = self.lengths()
+        return self.chosen / chosen_tokens, self.rejected / rejected_tokens
 
 
 @dataclass(frozen=True)
@@ -104,32 +122,3 @@ def pair_loss(loss: Tensor, chosen_reward: Tensor, rejected_reward: Tensor, marg
 
 
 Loss = Callable[[PairLogps], PairLoss]
-
-
-def needs(*what: str) -> Callable[[T], T]:
-    """Declare what a loss needs beyond sums over responses.
-
-    "tokens", "collision", "reference_kl", "target_margin": fields of PairLogps. "whole_batch": its statistics range
-    over the pairs that it is called with, so a step must be one micro-batch on one rank. "equal_weights": its values
-    belong to the batch and not to a pair, so pairs cannot be weighted. "chosen_only": the rejected side is not scored.
-    """
-
-    def declare(loss: T) -> T:
-        vars(loss).update(needs=frozenset(what))
-        return loss
-
-    return declare
-
-
-def needs_of(loss: Any) -> frozenset[str]:
-    """What a loss declares, seen through functools.partial."""
-    while isinstance(loss, partial):
-        loss = loss.func
-    return getattr(loss, "needs", frozenset())
-
-
-def given(value: T | None, name: str) -> T:
-    """A field that the loss needs; ValueError where it is None."""
-    if value is None:
-        raise ValueError(f"this loss needs PairLogps.{name}, which is None; does it declare @needs(...)?")
-    return value

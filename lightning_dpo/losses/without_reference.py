@@ -7,8 +7,9 @@ import torch
 from torch import Tensor
 from torch.nn.functional import logsigmoid
 
+from lightning_dpo.losses.needs import needs
 from lightning_dpo.losses.numerics import bounded_exp, log1mexp
-from lightning_dpo.losses.types import NonNegative, PairLogps, PairLoss, Positive, needs, pair_loss
+from lightning_dpo.losses.types import NonNegative, PairLogps, PairLoss, Positive, pair_loss
 
 
 def simpo(logps: PairLogps, *, beta: Positive, gamma: NonNegative) -> PairLoss:
@@ -28,7 +29,9 @@ def simpo(logps: PairLogps, *, beta: Positive, gamma: NonNegative) -> PairLoss:
 
     References: Meng, Xia and Chen 2024 (arXiv 2405.14734), eq. 6.
 
-    >>> even = PairLogps(*torch.tensor([[-6.0], [-10.0]]), *torch.tensor([[3], [5]]))  # -2 nats per token on both sides
+    >>> chosen, rejected = torch.tensor([[-6.0], [-10.0]])  # -2 nats per token on both sides
+    >>> chosen_tokens, rejected_tokens = torch.tensor([[3], [5]])
+    >>> even = PairLogps(chosen, rejected, chosen_tokens=chosen_tokens, rejected_tokens=rejected_tokens)
     >>> round(simpo(even, beta=2.0, gamma=0.0).loss.item(), 4)
     0.6931
     """
@@ -78,7 +81,7 @@ def cpo(logps: PairLogps, *, beta: Positive, nll_weight: NonNegative = 1.0) -> P
     References: Xu et al. 2024 (arXiv 2401.08417).
     """
     margin = beta * (logps.chosen - logps.rejected)
-    loss = -logsigmoid(margin) - nll_weight * logps.chosen / logps.chosen_tokens
+    loss = -logsigmoid(margin) - nll_weight * logps.chosen / logps.lengths()[0]
     return pair_loss(loss, beta * logps.chosen, beta * logps.rejected, margin)
 
 

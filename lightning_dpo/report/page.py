@@ -10,12 +10,12 @@ from pathlib import Path
 from string import Template
 from typing import Any
 
-from lightning_dpo import jobs
 from lightning_dpo.errors import ConfigError
 from lightning_dpo.report import findings, plots
 from lightning_dpo.report.output import inline, png, svg
 from lightning_dpo.report.rows import Point, Row, Run, points, read, scores, table
 from lightning_dpo.report.series import data
+from lightning_dpo.run.records import read_record
 
 HERE = Path(__file__).parent
 EXPLAINED = {
@@ -179,7 +179,7 @@ def _failed(runs: list[Run]) -> str:
 
 
 def _about(folder: Path, runs: list[Run]) -> str:
-    sweep = jobs.read(folder / "sweep.json")
+    sweep = read_record(folder / "sweep.json")
     commands = [sweep["command"]] if "command" in sweep else _distinct(run.about.get("command") for run in runs)
     shown = commands[:5] + ([f"... and {len(commands) - 5} more"] if len(commands) > 5 else [])
     versions = _distinct(

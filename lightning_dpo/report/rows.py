@@ -11,15 +11,15 @@ from typing import Any
 
 from omegaconf import OmegaConf
 
-from lightning_dpo import jobs
+from lightning_dpo.run.identity import may_change
+from lightning_dpo.run.records import JOB, is_running, read_record
+from lightning_dpo.signatures import leaves
 
-MARKS = ("config.yaml", "summary.json", "metrics.csv", jobs.FILE)
+MARKS = ("config.yaml", "summary.json", "metrics.csv", JOB)
 """One of these makes a folder a run."""
 
 SAMPLES = "val/samples/"
 SIDES = ("chosen", "rejected")
-BESIDE = (*jobs.BESIDE, "objective", "trainer.default_root_dir", "samples.output_dir", "reference.cache_dir")
-"""Keys that do not say how a run differs from another."""
 
 Row = dict[str, Any]
 
@@ -77,14 +77,14 @@ def folders(folder: Path) -> Iterator[Path]:
 
 
 def _read(path: Path, top: Path) -> Run:
-    job, summary = jobs.read(path / jobs.FILE), jobs.read(path / "summary.json")
+    job, summary = read_record(path / JOB), read_record(path / "summary.json")
     state = job.get("state") or ("done" if summary else "unfinished")
-    if state == "running" and jobs.is_free(path):
+    if state == "running" and not is_running(path):
         state = "killed"
     curves = _curves(path / "metrics.csv")
     config = job.get("config", {})
     if (path / "config.yaml").exists():
-        config = dict(jobs.flat(OmegaConf.to_container(OmegaConf.load(path / "config.yaml"))))
+        config = leaves(OmegaConf.to_container(OmegaConf.load(path / "config.yaml")))
     return Run(
         name=path.absolute().name if path == top else path.relative_to(top).as_posix(),
         folder=path,
@@ -142,8 +142,7 @@ def differing(runs: list[Run]) -> list[str]:
     values: dict[str, list[str | None]] = {}
     for key in {key: None for run in runs for key in run.config}:
         texts = [json.dumps(run.config[key], sort_keys=True) if key in run.config else None for run in runs]
-        beside = any(key == name or key.startswith(f"{name}.") for name in BESIDE)
-        if not beside and not key.startswith("logger.") and len(set(texts) - {None}) > 1:
+        if not may_change(key, "report") and len(set(texts) - {None}) > 1:
             values[key] = texts
     keys = sorted(values, key=lambda key: (key.count("."), ("loss", "beta", "seed", key).index(key)))
     return [k for i, k in enumerate(keys) if not any(_follows(values, k, other) for other in keys[:i])]

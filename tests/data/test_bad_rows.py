@@ -9,7 +9,7 @@ import json
 import pytest
 
 from lightning_dpo import PreferenceDataModule
-from lightning_dpo.data.report import data_report
+from lightning_dpo.data.report.facts import data_report
 from lightning_dpo.errors import DataError
 
 USER = {"role": "user", "content": "plot"}

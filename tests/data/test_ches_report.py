@@ -6,9 +6,9 @@ import json
 import pytest
 
 from lightning_dpo import PreferenceDataModule
-from lightning_dpo.ches import ches_scores
-from lightning_dpo.data import ches_report as module
-from lightning_dpo.data.ches_report import ches_report
+from lightning_dpo.scoring.ches import ches_scores
+from lightning_dpo.data.report import ches as module
+from lightning_dpo.data.report.ches import ches_report
 from lightning_dpo.errors import DataError
 from lightning_dpo.models import load_model
 

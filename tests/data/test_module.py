@@ -8,7 +8,7 @@ import torch
 
 from lightning_dpo import PreferenceDataModule
 from lightning_dpo.errors import DataError
-from lightning_dpo.samples import distinct_prompts
+from lightning_dpo.samples.measures import distinct_prompts
 
 
 def test_batches_hold_every_pair_once_and_decode_to_their_rows(reviews, few_reviews):

@@ -10,8 +10,8 @@ from pathlib import Path
 import pytest
 
 from lightning_dpo import PreferenceDataModule
-from lightning_dpo.data import report as module
-from lightning_dpo.data.report import data_report, plot_lengths
+from lightning_dpo.data.report import facts as module
+from lightning_dpo.data.report.facts import data_report, plot_lengths
 from tests.conftest import ROOT
 
 WORDS = ["witty", "dull", "plot", "cast", "music", "charming"]

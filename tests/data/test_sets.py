@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from lightning_dpo import PreferenceDataModule
-from lightning_dpo.data.sets import EpochSampler
+from lightning_dpo.data.sampler import EpochSampler
 from lightning_dpo.errors import DataError
 from lightning_dpo.signatures import ArgumentError
 

@@ -8,8 +8,8 @@ import pytest
 import torch
 
 from lightning_dpo import PreferenceDataModule
-from lightning_dpo.data import encode
-from lightning_dpo.data.report import data_report
+from lightning_dpo.data import columns as encode
+from lightning_dpo.data.report.facts import data_report
 from lightning_dpo.data.sources import Source
 from lightning_dpo.errors import DataError
 from lightning_dpo.models import load_tokenizer

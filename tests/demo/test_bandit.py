@@ -6,7 +6,7 @@ import pandas as pd
 import pytest
 import torch
 
-from lightning_dpo.demo import bandit
+from lightning_dpo.demo.bandit import runs as bandit
 from lightning_dpo.losses import PairLogps
 
 ORDER = {  # π(a), π(b), π(c) of IPO on a > b > c by tau: log-ratios 1/(3τ), 0, -1/(3τ), worked out by hand

@@ -78,7 +78,7 @@ def test_about_a_third_of_the_responses_are_corrupted():
 
 
 def test_the_shipped_model_has_learnt_the_grammar():
-    from lightning_dpo.generation import generate
+    from lightning_dpo.samples.generate import generate
     from lightning_dpo.models import load_model, load_tokenizer
 
     model, tokenizer = load_model(str(ASSETS / "model")), load_tokenizer(ASSETS / "model")

@@ -10,7 +10,7 @@ import torch
 from omegaconf import OmegaConf
 
 from lightning_dpo.demo import ASSETS, grammar, optimum
-from lightning_dpo.demo.bandit import closed_form
+from lightning_dpo.demo.bandit.runs import closed_form
 from tests.conftest import ROOT
 
 BETAS = (0.3, 1.0, 3.0)

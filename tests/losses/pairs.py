@@ -8,7 +8,8 @@ from hydra.utils import instantiate
 from omegaconf import OmegaConf
 from torch import Tensor
 
-from lightning_dpo.batch import Ragged, TokenLogps
+from lightning_dpo.ragged import Ragged
+from lightning_dpo.batch import TokenLogps
 from lightning_dpo.losses import PairLogps
 from tests.conftest import ROOT
 

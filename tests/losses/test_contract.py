@@ -9,7 +9,7 @@ from torch.nn.functional import logsigmoid
 
 from lightning_dpo import losses
 from lightning_dpo.losses import PairLogps, ReferenceRequired, needs_of
-from lightning_dpo.losses.types import needs
+from lightning_dpo.losses.needs import needs
 from lightning_dpo.signatures import ArgumentError, check_arguments
 from tests.losses.pairs import (
     NAMES,

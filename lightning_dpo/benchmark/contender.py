@@ -1,0 +1,74 @@
+"""What every contender does: own a model and an optimizer, and take the same batches."""
+
+from collections.abc import Callable, Collection
+from contextlib import nullcontext
+
+import torch
+from torch import Tensor
+from torch.nn.utils import clip_grad_norm_
+from transformers import PreTrainedModel
+
+from lightning_dpo import losses
+from lightning_dpo.batch import PairBatch, TokenLogps
+from lightning_dpo.losses import PairLogps
+from lightning_dpo.models.layers import checkpoint_activations, compile_layers
+
+BETA, LR = 0.1, 1e-6
+
+
+OPTIONS = {
+    "autocast": "bf16 autocast",
+    "checkpointing": "layers computed again in the backward pass",
+    "compile": "layers compiled in place",
+}
+"""What a contender can be run with: `shared+compile`."""
+
+
+class Contender:
+    """A model, its optimizer, and `step(batch)`: forward, backward, clip, update; returns the loss.
+
+    Args:
+        build: makes the policy; called again for a live reference.
+        options: some of OPTIONS.
+        live: whether the reference runs in each step; otherwise `prepare` computes its numbers once.
+    """
+
+    def __init__(self, build: Callable[[], PreTrainedModel], options: Collection[str], live: bool):
+        self.model, self.options, self.live = build(), options, live
+        if "checkpointing" in options:
+            checkpoint_activations(self.model)
+        if "compile" in options:
+            compile_layers(self.model)
+        self.reference = build().requires_grad_(False) if live else None
+        self.optimizer = torch.optim.AdamW(self.model.parameters(), lr=LR, weight_decay=0.0, fused=True)
+        self.cached: dict[int, TokenLogps] = {}
+
+    def logps(self, model: PreTrainedModel, batch: PairBatch) -> tuple[Tensor, Tensor]:
+        """Summed log-probabilities of the chosen and of the rejected responses, each [pair]."""
+        raise NotImplementedError
+
+    def prepare(self, batches: list[PairBatch]) -> None:
+        if not self.live:
+            with torch.no_grad(), self._precision():
+                self.cached = {id(batch): self.logps(self.model, batch) for batch in batches}  # type: ignore[misc]
+
+    def step(self, batch: PairBatch) -> Tensor:
+        with self._precision():
+            if self.reference is not None:
+                with torch.no_grad():
+                    reference = self.logps(self.reference, batch)
+            else:
+                reference = self.cached[id(batch)]
+            chosen, rejected = self.logps(self.model, batch)
+            loss = losses.dpo(
+                PairLogps(chosen, rejected, ref_chosen=reference[0], ref_rejected=reference[1]), beta=BETA
+            ).loss.mean()
+        loss.backward()
+        clip_grad_norm_(self.model.parameters(), 1.0)
+        self.optimizer.step()
+        self.optimizer.zero_grad()
+        return loss.detach()
+
+    def _precision(self):
+        device = self.model.device.type
+        return torch.autocast(device, torch.bfloat16) if "autocast" in self.options else nullcontext()

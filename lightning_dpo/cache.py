@@ -1,0 +1,63 @@
+"""Results on disk that are found by what they were computed from."""
+
+import hashlib
+import json
+import logging
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, TypeVar
+
+from filelock import FileLock
+from safetensors import SafetensorError
+
+from lightning_dpo.files import whole_folder
+
+log = logging.getLogger(__name__)
+
+T = TypeVar("T")
+
+DAMAGE = (OSError, ValueError, KeyError, SafetensorError)
+"""What reading an entry raises whose files were cut or altered."""
+
+
+class Cache:
+    """Entries are folders named by the hash of their key. An entry appears whole or not at all, a lock lets the second
+    of two processes wait for the first, and a damaged entry is computed again."""
+
+    def __init__(self, folder: str | Path):
+        self.folder = Path(folder).expanduser()
+
+    def path(self, key: dict[str, Any]) -> Path:
+        return self.folder / hashlib.sha256(json.dumps(key, sort_keys=True).encode()).hexdigest()[:32]
+
+    def lock(self, key: dict[str, Any]) -> FileLock:
+        """For as long as an entry is looked for and written."""
+        self.folder.mkdir(parents=True, exist_ok=True)
+        return FileLock(self.path(key).with_suffix(".lock"))
+
+    def read(self, key: dict[str, Any], read: Callable[[Path], T]) -> T | None:
+        """The entry; None where there is none, or a damaged one, which is removed."""
+        entry = self.path(key)
+        if not entry.exists():
+            return None
+        try:
+            return read(entry)
+        except DAMAGE as error:
+            log.warning("the cache entry %s is damaged (%s); computing it again", entry, error)
+            shutil.rmtree(entry)
+            return None
+
+    def write(self, key: dict[str, Any], write: Callable[[Path], None]) -> None:
+        """Write the entry; the caller holds the lock."""
+        with whole_folder(self.path(key)) as folder:
+            write(folder)
+
+    def entry(self, key: dict[str, Any], read: Callable[[Path], T], write: Callable[[Path], None]) -> T:
+        """The entry, written where there is none."""
+        with self.lock(key):
+            found = self.read(key, read)
+            if found is None:
+                self.write(key, write)
+                found = read(self.path(key))
+            return found

@@ -1,0 +1,168 @@
+"""When a run is saved, and what it takes to go on as if it had never stopped."""
+
+import shutil
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import lightning as L
+from lightning.pytorch.callbacks import Timer
+from lightning.pytorch.trainer.states import TrainerFn
+
+from lightning_dpo import nonfinite
+from lightning_dpo.errors import ConfigError, OutOfTime
+from lightning_dpo.files import LineFile, fsync
+from lightning_dpo.loggers.metrics_csv import MetricsCSV
+from lightning_dpo.module import DPOModule
+from lightning_dpo.run.checkpoint import LAST
+from lightning_dpo.run.identity import differences
+from lightning_dpo.run.resume import begin_epoch, is_within_step, rng_state, set_rng_state, uncount_epoch, validates_now
+from lightning_dpo.run.signals import Stop
+
+ENDING = 1.0
+"""Seconds that a run takes to end after it was saved."""
+
+
+class Saving(L.Callback):
+    """Saves `checkpoints/last.ckpt` between two optimizer steps; where a validation follows the step, after that;
+    at the end of an epoch when the next one begins, or training ends, after all that callbacks do then.
+
+    The last of a trainer's callbacks: it saves the state of the others.
+
+    Args:
+        folder: of the run.
+        every_n_steps: optimizer steps between two checkpoints.
+        metrics: rows that are written by then belong to the checkpoint, later ones are cut off when the run goes on.
+        metadata: plain values that a run which goes on is compared with; in the checkpoint as `run`.
+        stop: a signal that waits is answered after saving.
+        max_time: after which the run is saved and ends, in Lightning's notation (`00:11:30:00`); counted from `began`.
+        began: on the clock `time.monotonic`.
+    """
+
+    def __init__(
+        self,
+        folder: Path,
+        every_n_steps: int,
+        metrics: MetricsCSV,
+        metadata: Mapping[str, Any],
+        stop: Stop,
+        max_time: Any = None,
+        began: float = 0.0,
+    ):
+        self.folder, self.every, self.metrics, self.metadata, self.stop = folder, every_n_steps, metrics, metadata, stop
+        self.end = None if max_time is None else began + (Timer(max_time).time_remaining() or 0.0)
+        self.seconds = 0.0
+        """What saving took the last time."""
+        self.saved = 0
+        self._rng: dict[str, Any] | None = None
+        self._epochs: int | None = None
+        """Between two epochs: how many are complete."""
+        self._ended_early = self._ended_within = self._another = False
+        self._boundary, self._longest = time.monotonic(), 0.0
+
+    def on_fit_start(self, trainer: L.Trainer, pl_module: Any) -> None:
+        sizes = [(p.numel() * p.element_size(), p.requires_grad) for p in pl_module.policy.parameters()]
+        weights, moments = sum(size for size, _ in sizes), 2 * sum(size for size, trained in sizes if trained)
+        # two checkpoints and a third that is being written, and the model; less what stands there already
+        there = sum(path.stat().st_size for path in (self.folder / "checkpoints").glob("*.ckpt"))
+        need, free = 3 * (weights + moments) + weights - there, shutil.disk_usage(self.folder).free
+        if free < need:
+            raise ConfigError(
+                f"{self.folder}: {free / 1e9:.3g} GB are free; checkpoints (weights and moments) and the model take "
+                f"{need / 1e9:.3g} GB more; make room, or type output_dir=... on another disk"
+            )
+
+    def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        if self._rng is not None:
+            set_rng_state(self._rng)
+        if self._epochs is not None:
+            begin_epoch(trainer, self._epochs)
+        trainer.should_stop = trainer.should_stop or (self._ended_early and not self._another)
+        self.saved, self._boundary = trainer.global_step, time.monotonic()
+        self.stop.wait_for_step(True)
+
+    def on_train_epoch_start(self, trainer: L.Trainer, pl_module: Any) -> None:
+        self._epochs = trainer.current_epoch
+        self._between_steps(trainer, pl_module)
+
+    def on_train_batch_start(self, trainer: L.Trainer, *args: Any) -> None:
+        self._epochs = None
+
+    def on_train_batch_end(self, trainer: L.Trainer, pl_module: Any, *args: Any) -> None:
+        if not trainer.is_last_batch and not validates_now(trainer):
+            self._between_steps(trainer, pl_module)
+
+    def on_validation_end(self, trainer: L.Trainer, pl_module: Any) -> None:
+        if trainer.state.fn == TrainerFn.FITTING and not trainer.is_last_batch:
+            self._between_steps(trainer, pl_module)
+
+    def on_train_end(self, trainer: L.Trainer, pl_module: Any) -> None:
+        self._ended_within = not trainer.is_last_batch
+        self._epochs = None if self._ended_within else trainer.current_epoch
+        self._ended_early = trainer.should_stop
+        self._between_steps(trainer, pl_module)
+        self.stop.wait_for_step(False)
+
+    def on_exception(self, trainer: L.Trainer, pl_module: Any, exception: BaseException) -> None:
+        pl_module.ledger.write(trainer)
+
+    def _between_steps(self, trainer: L.Trainer, module: DPOModule) -> None:
+        if is_within_step(trainer):
+            return  # part of a step: its gradients are in no checkpoint
+        now = time.monotonic()
+        self._longest, self._boundary = max(self._longest, now - self._boundary), now
+        over = self.end is not None and now + 2 * (self._longest + self.seconds) + ENDING > self.end
+        due = trainer.global_step - self.saved >= self.every
+        unknown = self.end is not None and self.seconds == 0.0  # how long saving takes
+        if over or due or unknown or self.stop.number is not None:
+            self.save(trainer, module)
+        if self.stop.number is not None:
+            self.stop.leave(self.stop.number)
+        if over:
+            raise OutOfTime(f"trainer.max_time is over at step {trainer.global_step}; the run is saved, not finished")
+
+    def save(self, trainer: L.Trainer, module: DPOModule) -> None:
+        """Write the checkpoint, after all that belongs to it.
+
+        Errors: OSError that names the path.
+        """
+        began = time.monotonic()
+        self._ended_early = trainer.should_stop
+        module.ledger.write(trainer)
+        for name in ("metrics.csv", "samples.jsonl"):
+            if (self.folder / name).exists():
+                fsync(self.folder / name)
+        trainer.save_checkpoint(self.folder / "checkpoints" / LAST)
+        self.saved, self.seconds = trainer.global_step, time.monotonic() - began
+        self._boundary = time.monotonic()
+
+    def state_dict(self) -> dict[str, Any]:
+        between = {"epochs": self._epochs, "ended_early": self._ended_early}
+        lines = LineFile(self.folder / nonfinite.FILE).lines
+        return {"rng": rng_state(), "metrics": self.metrics.state_dict(), "nonfinite": lines, **between}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        # Building loaders and models draws numbers, so the generators are set when training starts.
+        self._rng = state_dict["rng"]
+        self._epochs, self._ended_early = state_dict["epochs"], state_dict["ended_early"]
+        self.metrics.load_state_dict(state_dict["metrics"])
+        LineFile(self.folder / nonfinite.FILE).cut(state_dict["nonfinite"])
+
+    def on_load_checkpoint(self, trainer: L.Trainer, pl_module: L.LightningModule, checkpoint: dict[str, Any]) -> None:
+        previous, current = checkpoint["run"]["config"], self.metadata["config"]
+        self._another = bool(differences(previous, current))
+        if _callbacks(previous) != _callbacks(current):
+            # The states of Lightning's callbacks hold their former settings (patience, monitor), which would win.
+            for callback in trainer.callbacks:  # type: ignore[attr-defined]
+                if not type(callback).__module__.startswith("lightning_dpo."):
+                    checkpoint["callbacks"].pop(callback.state_key, None)
+
+    def on_save_checkpoint(self, trainer: L.Trainer, pl_module: L.LightningModule, checkpoint: dict[str, Any]) -> None:
+        checkpoint["run"] = dict(self.metadata)
+        if self._ended_within:
+            uncount_epoch(checkpoint)
+
+
+def _callbacks(config: Mapping[str, Any]) -> dict[str, Any]:
+    return {key: value for key, value in config.items() if key.startswith("callbacks.")}

@@ -1,0 +1,113 @@
+"""From a checked configuration to the parts of a run. Each key is read once, here or by what it names."""
+
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import lightning as L
+import torch
+from hydra.utils import instantiate
+from omegaconf import DictConfig, OmegaConf
+
+from lightning_dpo.callbacks.alarms import CollapseWarning, DisplacementWarning, RoundingWarning
+from lightning_dpo.callbacks.progress_bar import PairProgressBar
+from lightning_dpo.callbacks.saving import Saving
+from lightning_dpo.config.request import Request
+from lightning_dpo.data.report import ReportOptions, ches_page, data_page
+from lightning_dpo.loggers.metrics_csv import MetricsCSV
+from lightning_dpo.loggers.wandb import connect
+from lightning_dpo.models.loading import check_fits, check_path, load_tokenizer
+from lightning_dpo.module import DPOModule
+from lightning_dpo.run.checkpoint import AtomicCheckpointIO
+from lightning_dpo.run.folder import RunFolder
+from lightning_dpo.run.signals import Stop
+from lightning_dpo.run.throughput import Throughput
+from lightning_dpo.safety import targets
+from lightning_dpo.samples import SampleCallback
+
+
+@dataclass(frozen=True)
+class Parts:
+    """What a run is made of.
+
+    start: the checkpoint that it resumes from; None for a run from the start. report: the data report.
+    """
+
+    trainer: L.Trainer
+    module: DPOModule
+    data: Any
+    samples: SampleCallback
+    metrics: MetricsCSV
+    throughput: Throughput
+    start: Path | None
+    report: dict[str, Any]
+
+
+def build(request: Request, folder: RunFolder, stop: Stop, began: float) -> Parts | None:
+    """Build the data first, so that a bad row is named before any weight loads. None where only a data report was asked
+    for.
+
+    Args:
+        stop: the signal that the run ends at.
+        began: when the command began, on the clock `time.monotonic`.
+    """
+    cfg = request.cfg
+    check_path(cfg.model.path)
+    if cfg.reference and cfg.reference.path:
+        check_path(cfg.reference.path, "reference.path")
+    L.seed_everything(cfg.seed, verbose=False)
+    tokenizer = load_tokenizer(cfg.model.path, cfg.model.trust_remote_code)
+    asked = ReportOptions.keys(cfg.data)
+    data = instantiate(
+        OmegaConf.masked_copy(cfg.data, [key for key in cfg.data if key not in asked]), tokenizer=tokenizer
+    )
+    data.setup()
+    start = folder.begin(data.content())
+    options = ReportOptions(**asked)
+    report = data_page(data, folder.path, options.report_plot)
+    if options.report and not options.report_ches:
+        return None
+    policy = instantiate(cfg.model)
+    check_fits(policy, data.pairs())
+    if options.report_ches:
+        ches_page(policy, data, folder.path, report)
+    if options.report:
+        return None
+    module = DPOModule(
+        policy,
+        loss=instantiate(cfg.loss),
+        reference=instantiate(cfg.reference) or None,
+        optimizer=instantiate(cfg.optimizer),
+        scheduler=instantiate(cfg.scheduler),
+        trust_remote_code=cfg.model.trust_remote_code,
+        scoring=cfg.scoring,
+        nonfinite=cfg.nonfinite,
+    )
+    scorer = cfg.samples.scorer and targets.allowed(cfg.samples.scorer, "samples.scorer")
+    samples = instantiate(cfg.samples, scorer=scorer, output_dir=folder.path)
+    metrics, throughput = MetricsCSV(folder.path), Throughput()
+    bar = [PairProgressBar()] if cfg.trainer.enable_progress_bar else []
+    saving = Saving(
+        folder.path, cfg.checkpoint.every_n_steps, metrics, folder.metadata, stop, cfg.trainer.max_time, began
+    )
+    warnings = [DisplacementWarning(), CollapseWarning(samples, cfg.warn_kl), RoundingWarning()]
+    callbacks = [samples, throughput, *warnings, *instantiate(cfg.callbacks or {}).values(), *bar, saving]
+    return Parts(_trainer(cfg, callbacks, metrics), module, data, samples, metrics, throughput, start, report)
+
+
+def _trainer(cfg: DictConfig, callbacks: list[L.Callback], metrics: MetricsCSV) -> L.Trainer:
+    accelerator = cfg.trainer.accelerator
+    if accelerator == "auto":  # Lightning's own would also take Apple's MPS, on which this project is not tested
+        accelerator = "gpu" if torch.cuda.is_available() else "cpu"
+    trainer = instantiate(
+        cfg.trainer,
+        accelerator=accelerator,
+        callbacks=callbacks,
+        plugins=[AtomicCheckpointIO()],
+        max_time=None,  # Lightning's would end the run as if it were finished
+        logger=[metrics, *(connect(partial(instantiate, node)) for node in (cfg.logger or {}).values())],
+    )
+    for logger in trainer.loggers:
+        logger.log_hyperparams(OmegaConf.to_container(cfg, resolve=True))
+    return trainer

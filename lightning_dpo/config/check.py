@@ -1,0 +1,154 @@
+"""Checks of a composed configuration, before anything loads.
+
+The Python signatures are the schema: every node with a `_target_` is bound to the signature of what it builds, types
+and ranges included. Combinations that would ignore an option are refused.
+"""
+
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any
+
+from omegaconf import DictConfig, OmegaConf
+
+from lightning_dpo.config.combinations import check_combinations, check_inside
+from lightning_dpo.errors import ConfigError
+from lightning_dpo.safety import targets
+from lightning_dpo.safety.secrets import refuse_secret_values
+from lightning_dpo.signatures import ArgumentError, check_arguments, nodes
+
+SPECIAL = ("_target_", "_partial_", "_recursive_", "_convert_", "_args_")
+
+
+def check(cfg: DictConfig, choices: Mapping[str, str | None], overrides: list[str]) -> None:
+    """Refuse a node that what it names would not accept, and keys that contradict each other.
+
+    Args:
+        choices: the chosen file of each group, for messages.
+        overrides: what was typed, for messages.
+
+    Errors: ConfigError for the first.
+    """
+    typed = {key.lstrip("+"): value for key, _, value in (o.partition("=") for o in overrides)}
+    missing = sorted(OmegaConf.missing_keys(cfg))
+    if missing:
+        raise ConfigError(f"{missing[0]} has no value; type {missing[0]}=...")
+    OmegaConf.resolve(cfg)  # for good: what is built later is what is checked here
+    plain: dict[str, Any] = OmegaConf.to_container(cfg, resolve=False)  # type: ignore[assignment]
+    if left := [path for path, node in nodes(plain) if isinstance(node, str) and "${" in node]:
+        raise ConfigError(f"{left[0]}: '${{' is left when all values are resolved; take it out, or give it in a file")
+    targets.check(plain)
+    refuse_secret_values(plain, lambda key: _in_file(key, choices))
+    betas = [node["beta"] for _, node in _targets(plain["loss"], "loss") if "beta" in node]  # a sum has several
+    if "beta" in plain and plain["beta"] not in betas:
+        found = " and ".join(map(str, betas)) or None
+        raise ConfigError(f"loss.beta={found} disagrees with beta={plain['beta']}; type beta=...")
+    if plain["model"].get("trust_remote_code") and "model.trust_remote_code" not in typed:
+        raise ConfigError(
+            "model.trust_remote_code=true in a file would run Python code that comes with the model; type it instead"
+        )
+    _check_signatures(plain, choices, typed)
+    check_combinations(plain)
+    check_inside(plain)
+    _check_built(cfg, choices)
+
+
+def _check_signatures(plain: dict[str, Any], choices: Mapping[str, str | None], typed: Mapping[str, str]) -> None:
+    """Bind every node to the signature of what it builds."""
+    from lightning_dpo.data.report import ReportOptions
+
+    for path, node in _targets(plain):
+        target = targets.allowed(node["_target_"], path, f"{path}._target_")
+        given = {key: value for key, value in node.items() if key not in SPECIAL}
+        parts = [(target, given)]
+        if path == "data":
+            own = ReportOptions.keys(given)
+            parts = [(ReportOptions, own), (target, {key: value for key, value in given.items() if key not in own})]
+        try:
+            for built, arguments in parts:
+                check_arguments(built, arguments, given_later=True)
+        except ArgumentError as error:
+            key = f"{path}.{error.name}"
+            shown = f"{key}={typed[key]}" if key in typed else key
+            shown = f"beta={typed['beta']}" if key == "loss.beta" and "beta" in typed else shown
+            raise ConfigError(f"{shown}: {error.message}{_in_file(path, choices)}") from None
+
+
+def _check_loss(cfg: DictConfig, loss: Any, choices: Mapping[str, str | None]) -> None:
+    """What the loss declares that it needs, and what the other keys give it."""
+    from lightning_dpo.losses import needs_of
+    from lightning_dpo.losses.needs import check_batches, check_reference
+
+    needs, with_loss = needs_of(loss), f"with loss={choices.get('loss')}"
+    reference = f"reference={choices.get('reference')} {with_loss}"
+    margins, weights = cfg.data.get("margin_column"), cfg.data.get("weight_column")
+    accumulate = cfg.trainer.accumulate_grad_batches
+    if margins and "target_margin" not in needs:
+        raise ConfigError(f"data.margin_column={margins} {with_loss}: this loss uses no margins")
+    if weights and "equal_weights" in needs:
+        reason = "this loss has one value for the whole batch, so pairs cannot be weighted"
+        raise ConfigError(f"data.weight_column={weights} {with_loss}: {reason}")
+    with _named(reference):
+        check_reference(needs, targets.allowed(cfg.reference._target_, "reference") if cfg.reference else None)
+    with _named(f"trainer.accumulate_grad_batches={accumulate} {with_loss}"):
+        check_batches(needs, accumulate, ranks=1)
+    with _named(f"loss={choices.get('loss')}", reference):
+        loss(_one_pair(reference=bool(cfg.reference), margin=bool(margins)))
+
+
+@contextmanager
+def _named(keys: str, reference: str = "") -> Iterator[None]:
+    """Name the keys in front of what a part says about them."""
+    from lightning_dpo.losses import ReferenceRequired
+
+    try:
+        yield
+    except ValueError as error:
+        shown = reference if reference and isinstance(error, ReferenceRequired) else keys
+        raise ConfigError(f"{shown}: {error}") from None
+
+
+def _one_pair(reference: bool, margin: bool) -> Any:
+    """A pair of one token a side with everything that a run would give the loss."""
+    import torch
+
+    from lightning_dpo.batch import TokenLogps
+    from lightning_dpo.losses import PairLogps
+    from lightning_dpo.ragged import Ragged
+
+    one = torch.ones(1)
+    tokens = TokenLogps(Ragged(-one, one.long()), Ragged(-one, one.long()))
+    optional = {"target_margin": one if margin else None, "index": one.long(), "tokens": tokens}
+    optional |= {f"{side}_{term}": one for side in TokenLogps._fields for term in ("collision", "kl")}
+    if reference:
+        optional |= {"ref_chosen": -one, "ref_rejected": -one, "ref_tokens": tokens}
+    return PairLogps(-one, -one, chosen_tokens=one.long(), rejected_tokens=one.long(), **optional)
+
+
+def _check_built(cfg: DictConfig, choices: Mapping[str, str | None]) -> None:
+    """Build what costs nothing, and let it refuse its own arguments before any weight loads."""
+    import torch
+    from hydra.utils import instantiate
+
+    from lightning_dpo.callbacks.alarms import CollapseWarning
+    from lightning_dpo.module import DPOModule
+
+    _check_loss(cfg, instantiate(cfg.loss), choices)
+    for what, keys in ((DPOModule, ("scoring", "nonfinite")), (CollapseWarning, ("warn_kl",))):
+        try:
+            check_arguments(what, {key: cfg[key] for key in keys}, given_later=True)
+        except ArgumentError as error:
+            raise ConfigError(f"{error.name}={cfg[error.name]}: {error.message}") from None
+    try:
+        instantiate(cfg.optimizer)([torch.nn.Parameter(torch.zeros(1))])
+    except (ValueError, RuntimeError) as error:
+        raise ConfigError(f"optimizer: {error}{_in_file('optimizer', choices)}") from None
+
+
+def _targets(node: Any, path: str = "") -> Iterator[tuple[str, dict]]:
+    return ((p, n) for p, n in nodes(node, path) if isinstance(n, dict) and "_target_" in n)
+
+
+def _in_file(path: str, choices: Mapping[str, str | None]) -> str:
+    group = path.split(".")[0]
+    choice = choices.get(group)
+    return f" (conf/{group}/{choice}.yaml)" if isinstance(choice, str) and not choice.startswith("[") else ""

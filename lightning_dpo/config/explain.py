@@ -1,0 +1,79 @@
+"""An error of Hydra or OmegaConf as one line: the key, the value, what is allowed."""
+
+import difflib
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from hydra.errors import HydraException, MissingConfigException, OverrideParseException
+from omegaconf import OmegaConf
+from omegaconf.errors import ConfigAttributeError, ConfigKeyError, OmegaConfBaseException
+
+from lightning_dpo.config.check import SPECIAL
+from lightning_dpo.config.resolvers import config_folder
+from lightning_dpo.errors import ConfigError
+from lightning_dpo.signatures import nodes
+
+NO_NAME = "Config group override must be a string or a list"
+"""How Hydra's answer to `loss=null` begins; it carries nothing but this text."""
+
+
+@contextmanager
+def explained(overrides: list[str]) -> Iterator[None]:
+    """Around everything that composes or reads a configuration.
+
+    Errors: ConfigError in place of what Hydra and OmegaConf raise.
+    """
+    try:
+        yield
+    except (HydraException, OmegaConfBaseException) as error:
+        raise ConfigError(explain(error, overrides)) from None
+    except ValueError as error:
+        if not str(error).startswith(NO_NAME):
+            raise
+        raise ConfigError(explain(error, overrides)) from None
+
+
+def explain(error: BaseException, overrides: list[str]) -> str:
+    """The error in one line."""
+    text = " ".join(line.strip() for line in str(error).splitlines() if line.strip() and "full_key" not in line)
+    text = text.split(" Config search path")[0]
+    typed = {override.partition("=")[0].lstrip("+~"): override for override in overrides}
+    cause = error.__cause__
+    if isinstance(error, OverrideParseException):
+        return f"{error.override}: {text}"
+    if isinstance(error, MissingConfigException):
+        group, _, name = (error.missing_cfg_file or "").rpartition("/")
+        if group == "hydra/launcher" and name.startswith(("joblib", "submitit")):
+            return f"launcher={name} needs a plugin: pip install 'lightning-dpo[sweep]', or type launcher=local"
+        return f"{typed[group]}: {text}" if group in typed else text
+    if isinstance(error, ValueError):
+        override = next((o for key, o in typed.items() if o.endswith("=null") and _choices(key)), text)
+        return f"{override}: a group takes a name; allowed: {', '.join(_choices(override.partition('=')[0]))}"
+    if isinstance(cause, ConfigAttributeError | ConfigKeyError) and cause.full_key in typed:
+        return _no_such_key(str(cause.full_key), typed)
+    return text if cause is None or str(cause).splitlines()[:1] == text.splitlines()[:1] else f"{text} ({cause})"
+
+
+def _no_such_key(key: str, typed: dict[str, str]) -> str:
+    known = known_keys()
+    if key in known:  # in the default run
+        return f"{typed[key]}: no such key with {' '.join(o for group, o in typed.items() if _choices(group))}"
+    near = difflib.get_close_matches(key, [k for k in known if k.count(".") == key.count(".")])
+    beside = [k for k in known if k.rpartition(".")[0] == key.rpartition(".")[0]]
+    hint = f"did you mean {' or '.join(near)}?" if near else f"allowed: {', '.join(beside)}" if beside else "see --help"
+    return f"{typed[key]}: no such key; {hint}"
+
+
+def _choices(group: str) -> list[str]:
+    return sorted(path.stem for path in Path(config_folder(), group).glob("*.yaml")) if group else []
+
+
+def known_keys() -> list[str]:
+    """Every key of the default run and every group, for suggestions."""
+    from hydra import compose, initialize_config_dir
+
+    with initialize_config_dir(config_folder(), version_base="1.3"):
+        cfg = compose("train")
+    return [key for key, _ in nodes(OmegaConf.to_container(cfg, resolve=False), lists=False)
+            if key.rpartition(".")[2] not in SPECIAL]  # fmt: skip

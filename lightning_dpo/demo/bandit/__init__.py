@@ -1,0 +1,1 @@
+"""Theory as runs: the package's own losses on softmax bandits, where the optimum is known exactly."""

@@ -1,0 +1,1 @@
+"""Where logged numbers go: metrics.csv and Weights & Biases."""

@@ -1,0 +1,135 @@
+"""Policy and tokenizer: load and export."""
+
+import json
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import torch
+from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+)
+
+from lightning_dpo.batch import PairBatch
+from lightning_dpo.errors import ConfigError
+from lightning_dpo.models.layers import checkpoint_activations, compile_layers, without_dropout
+
+HUB_ID = re.compile(r"[\w.-]+(/[\w.-]+)?")
+
+
+def load_model(
+    path: str,
+    dtype: Literal["float32", "bfloat16", "float16", "float64"] = "float32",
+    trust_remote_code: bool = False,
+    activation_checkpointing: bool = False,
+    compile: bool = False,
+    router_aux_loss_coef: Annotated[float, "[0, inf)"] | None = None,
+) -> PreTrainedModel:
+    """A causal language model, in evaluation mode so that dropout is off.
+
+    Args:
+        path: a folder, or a hub id such as `Qwen/Qwen3-0.6B`. Weights are read from safetensors only.
+        dtype: of the parameters; autocast is the trainer's business.
+        trust_remote_code: run Python code that comes with the model.
+        activation_checkpointing: compute each layer again in the backward pass, for less memory.
+        compile: torch.compile each layer in place; the first steps take a while.
+        router_aux_loss_coef: weight of the load-balancing loss of a mixture of experts; None: what the model's own
+            configuration says (most have one and leave it off).
+
+    Errors: ConfigError at once for a path that does not exist, or for an option that the model cannot do.
+    """
+    model = AutoModelForCausalLM.from_pretrained(
+        check_path(path),
+        dtype=getattr(torch, dtype),
+        trust_remote_code=trust_remote_code,
+        use_safetensors=True,
+    )
+    model.eval()
+    if router_aux_loss_coef is not None:
+        _balance_experts(model, router_aux_loss_coef)
+    if activation_checkpointing:
+        checkpoint_activations(model)
+    if compile:
+        compile_layers(model)
+    return model
+
+
+def _balance_experts(model: PreTrainedModel, weight: float) -> None:
+    config = model.config.get_text_config()
+    if not hasattr(config, "router_aux_loss_coef"):
+        raise ConfigError(f"model.router_aux_loss_coef={weight}: {type(model).__name__} has no experts; leave it out")
+    config.router_aux_loss_coef, config.output_router_logits = weight, weight > 0
+
+
+def load_tokenizer(path: str | Path, trust_remote_code: bool = False) -> PreTrainedTokenizerBase:
+    """The tokenizer in a model's folder or under a hub id."""
+    return AutoTokenizer.from_pretrained(check_path(path), trust_remote_code=trust_remote_code)
+
+
+def check_path(path: str | Path, key: str = "model.path") -> str:
+    """The path, if it is a folder or can only be a hub id.
+
+    A mistyped folder would otherwise become a hub look-up with a minute of retries.
+    """
+    text = str(path)
+    folder = Path(text).expanduser()
+    if folder.is_dir():
+        return str(folder)
+    looks_local = not HUB_ID.fullmatch(text) or text.startswith(".")
+    if looks_local or ("/" in text and folder.parent.is_dir()):
+        raise ConfigError(f"{key}={text}: no such folder; give a folder with config.json or a hub id like org/name")
+    return text
+
+
+def check_fits(model: PreTrainedModel, sources: dict[str, PairBatch]) -> None:
+    """Errors: ConfigError where a pair is longer than the model's positions, or has a token it has no embedding for."""
+    limit = getattr(model.config.get_text_config(), "max_position_embeddings", None)
+    embeddings = model.get_input_embeddings().weight.shape[0]  # type: ignore[union-attr]
+    for name, pairs in sources.items():
+        longest = int((pairs.prompt.lengths + torch.maximum(pairs.chosen.lengths, pairs.rejected.lengths)).max())
+        if limit is not None and longest > limit:
+            raise ConfigError(
+                f"data.max_length: the longest pair of {name} has {longest} tokens, the model has {limit} positions; "
+                f"type data.max_length={limit}"
+            )
+        largest = max(int(side.values.max()) for side in (pairs.prompt, pairs.chosen, pairs.rejected))
+        if largest >= embeddings:
+            raise ConfigError(
+                f"model.path: the tokenizer gives token {largest}, the model has {embeddings} embeddings; "
+                "the tokenizer belongs to another model"
+            )
+
+
+def plain_config(model: PreTrainedModel) -> dict:
+    """The model's configuration as plain JSON values."""
+    return json.loads(model.config.to_json_string(use_diff=False))
+
+
+def from_plain_config(config: dict) -> PreTrainedModel:
+    """A model of this configuration with fresh weights, in evaluation mode."""
+    settings = AutoConfig.for_model(**{k: v for k, v in config.items() if k != "transformers_version"})
+    return AutoModelForCausalLM.from_config(settings).eval()
+
+
+def export(policy: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, folder: Path, card: str) -> None:
+    """Write the policy in Hugging Face format: safetensors, configuration, tokenizer and a model card."""
+    policy.save_pretrained(folder)
+    if (backend := getattr(tokenizer, "backend_tokenizer", None)) is not None:
+        backend.no_padding()  # as the last call has left them, which a run that goes on may not make
+        backend.no_truncation()
+    tokenizer.save_pretrained(folder)
+    (folder / "README.md").write_text(card, encoding="utf-8")
+
+
+def as_model(model: PreTrainedModel | str | Path | Mapping[str, Any], trust_remote_code: bool) -> PreTrainedModel:
+    """A model, the one of a folder or hub id, or one with fresh weights of a plain configuration. Dropout is off."""
+    if isinstance(model, Mapping):
+        return from_plain_config(dict(model))
+    if isinstance(model, str | Path):
+        return load_model(str(model), trust_remote_code=trust_remote_code)
+    return without_dropout(model)

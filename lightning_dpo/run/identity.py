@@ -1,0 +1,156 @@
+"""Which run is this: its settings, and the contents of the files that they name.
+
+A run resumes, a job of a sweep is skipped, and a report compares runs by the same fingerprint.
+"""
+
+import hashlib
+import importlib
+import json
+import os
+from collections.abc import Iterator, Mapping
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+from omegaconf import DictConfig, OmegaConf, open_dict
+
+from lightning_dpo.files import file_sha256
+from lightning_dpo.safety import secrets
+from lightning_dpo.signatures import leaves
+
+PLACES = ("output_dir", "run_name", "sweep_name", "logger", "resume", "resume_override", "checkpoint")
+"""Where a run's numbers go and how it resumes. What other keys take from these (`${output_dir}`) does not count."""
+
+MAY_CHANGE: dict[str, tuple[str, ...]] = {
+    **dict.fromkeys((*PLACES, "hydra", "trainer.default_root_dir"), ("resume", "sweep", "report")),
+    "reference.cache_dir": ("resume", "sweep", "report"),
+    "objective": ("resume", "report"),
+    **dict.fromkeys(
+        (f"trainer.{n}" for n in ("max_time", "enable_progress_bar", "enable_model_summary")), ("resume", "sweep")
+    ),
+    **dict.fromkeys((f"data.{n}" for n in ("num_workers", "num_proc", "cache_dir")), ("resume", "sweep")),
+    **dict.fromkeys((f"data.{n}" for n in ("report", "report_plot", "report_ches")), ("resume", "sweep")),
+}
+"""Keys, with all below them, that change no number: where another value leaves a run the same one."""
+
+ADDED: dict[str, Any] = {}
+"""Keys that a saved run may lack, and the value under which a run is what it was before the key existed."""
+
+CHANGED_DEFAULTS: dict[tuple[str, Any, Any], str] = {
+    ("scheduler.warmup_steps", 0.1, 0): "scheduler=constant has no warm-up since 0.2.0"
+}
+"""(key, former default, default): what changed. The former value is typed to resume a run that was saved before."""
+
+FILES = ("model.path", "reference.path", "data.train", "data.val", "data.chat_template")
+"""Keys that may name files or folders, at any depth below."""
+NO_FILES = ("weight", "subset", "split", "revision")
+"""Settings of a source beside its path."""
+READ = (".safetensors", ".json", ".jinja", ".model", ".txt", ".py")
+"""What is read of a folder: weights, configuration and tokenizer of a model, the state of a saved data set."""
+
+
+def may_change(key: str, where: str) -> bool:
+    """Whether a run stays the same one where this key has another value: on `resume`, in a `sweep`, in a `report`."""
+    return any(where in places and (key == free or key.startswith(f"{free}.")) for free, places in MAY_CHANGE.items())
+
+
+def fingerprint(cfg: DictConfig) -> dict[str, Any]:
+    """What makes it this run: the resolved configuration as {dotted key: value}, without PLACES and without secrets,
+    and the hashes of the files that it names."""
+    cfg = cfg.copy()
+    with open_dict(cfg):
+        for key in PLACES:
+            cfg[key] = None
+    plain: Any = OmegaConf.to_container(cfg, resolve=True)
+    found = {key: value for key, value in leaves(plain).items() if not secrets.KEY.search(key)}
+    return json.loads(json.dumps(found | content(found)))  # as it will be read again
+
+
+def differences(previous: Mapping[str, Any], current: Mapping[str, Any], where: str = "resume") -> list[str]:
+    """The settings that make it another run, as `key old -> new`, with what to type where a default has changed.
+
+    A file that could not be read then or now is no difference: the run itself says what is missing.
+    """
+    found = []
+    for key in {**previous, **current}:
+        old, new = previous.get(key, ADDED.get(key)), current.get(key)
+        unread = key.endswith("(content)") and None in (old, new)
+        if not (unread or may_change(key, where) or _equal(key, old, new)):
+            hint = changed_default(key, old, new)
+            found.append(f"{key} {old} -> {new}{hint and f' ({hint})'}")
+    return found
+
+
+def changed_default(key: str, old: Any, new: Any) -> str:
+    """What to type to resume a run that was saved under a former default; empty for any other difference."""
+    reason = next((text for change, text in CHANGED_DEFAULTS.items() if change == (key, old, new)), None)
+    return f"{reason}; type {key}={old} to resume it" if reason else ""
+
+
+def _equal(key: str, old: Any, new: Any) -> bool:
+    """A function or class that has moved within the package is the same one."""
+    both = (old, new)
+    targets = all(isinstance(name, str) and name.startswith("lightning_dpo.") for name in both)
+    return old == new or (
+        targets and key.endswith(("_target_", "scorer")) and _imported(old) is _imported(new) is not None
+    )
+
+
+def _imported(dotted: str) -> Any:
+    module, _, name = dotted.rpartition(".")
+    try:
+        return getattr(importlib.import_module(module), name, None)
+    except ImportError:
+        return None
+
+
+def content(config: Mapping[str, Any]) -> dict[str, str]:
+    """`{"<key> (content)": hash}` of each local file or folder that the configuration {dotted key: value} names.
+
+    A hub id counts by its name, and a stream, which may be larger than the disk, is not read. A file that cannot be
+    read has no hash: the run says why.
+    """
+    found = {}
+    for key, value in config.items():
+        name = next((name for name in FILES if key == name or key.startswith(f"{name}.")), None)
+        if name is None or (name == "data.train" and config.get("data.streaming")):
+            continue
+        parent, _, last = key.rpartition(".")
+        if last in NO_FILES and f"{parent}.path" in config:
+            continue
+        hashes = [digest for path in _paths(value) if (digest := _content(Path(path).expanduser()))]
+        if hashes:
+            found[f"{key} (content)"] = " ".join(hashes)
+    return found
+
+
+def _paths(value: Any) -> Iterator[str]:
+    if isinstance(value, str):
+        yield value
+    elif isinstance(value, list):
+        for entry in value:
+            yield from _paths(entry.get("path") if isinstance(entry, dict) else entry)
+
+
+def _content(path: Path) -> str | None:
+    try:
+        if os.path.isfile(path):  # False, and no error, where a text is too long for a path
+            return _hash(path)
+        if not os.path.isdir(path):
+            return None
+        inside = [p for p in path.iterdir() if p.suffix in READ and p.is_file()] + list(path.glob("*/state.json"))
+        hashes = [f"{p.relative_to(path)} {_hash(p)}" for p in sorted(inside)]
+        return hashlib.sha256("\n".join(hashes).encode()).hexdigest()[:12]
+    except OSError:
+        return None
+
+
+def _hash(path: Path) -> str:
+    stat = path.stat()
+    return _sha256(path, stat.st_ino, stat.st_size, stat.st_mtime_ns)
+
+
+@cache
+def _sha256(path: Path, *version: int) -> str:
+    """Read once for all jobs of a sweep."""
+    return file_sha256(path)[:12]

@@ -1,0 +1,63 @@
+"""What Lightning's checkpoints leave out: random generators, and where in an epoch a run stands.
+
+All private names of Lightning that a resume depends on are here; `tests/run/test_resume_private_names.py` says which
+version of Lightning has moved one.
+"""
+
+import random
+from collections.abc import Mapping
+from typing import Any
+
+import lightning as L
+import numpy as np
+import torch
+from lightning.pytorch.loops.progress import _ProcessedTracker
+
+
+def begin_epoch(trainer: L.Trainer, epochs: int) -> None:
+    """Let a run that goes on begin an epoch as a run that never stopped does. Lightning's own restart there leaves out
+    batches or validations, or trains an epoch more, depending on which validation came last."""
+    loop = trainer.fit_loop
+    loop.epoch_progress.total, loop.epoch_progress.current = (_ProcessedTracker(*[epochs] * 4) for _ in range(2))
+    loop._restarting = loop.epoch_loop.restarting = False  # the loop's own setter says True where max_steps is given
+    for part in (loop, loop.epoch_loop, loop.epoch_loop.val_loop):
+        part.reset_restart_stage()
+
+
+def validates_now(trainer: L.Trainer) -> bool:
+    """Whether a validation follows the batch that has just ended."""
+    fit_loop = trainer.fit_loop
+    return fit_loop.epoch_loop._should_check_val_fx(fit_loop._data_fetcher)  # type: ignore[arg-type]
+
+
+def is_within_step(trainer: L.Trainer) -> bool:
+    """Whether some micro-batches of an optimizer step are done and others are not."""
+    return trainer.fit_loop._should_accumulate()
+
+
+def uncount_epoch(checkpoint: dict[str, Any]) -> None:
+    """Lightning counts the epoch in which training has ended as a whole one, and would resume with the next."""
+    for counts in checkpoint["loops"]["fit_loop"]["epoch_progress"].values():
+        counts["processed"] -= 1
+        counts["completed"] -= 1
+
+
+def rng_state() -> dict[str, Any]:
+    """The global random generators of torch, NumPy and Python, as tensors and plain values."""
+    kind, keys, *rest = np.random.get_state()
+    return {
+        "torch": torch.get_rng_state(),
+        "cuda": torch.cuda.get_rng_state_all() if torch.cuda.is_available() else [],
+        "numpy": [kind, torch.from_numpy(np.array(keys, dtype=np.int64)), *rest],
+        "python": random.getstate(),
+    }
+
+
+def set_rng_state(state: Mapping[str, Any]) -> None:
+    torch.set_rng_state(state["torch"])
+    if state["cuda"] and torch.cuda.device_count() == len(state["cuda"]):
+        torch.cuda.set_rng_state_all(state["cuda"])
+    kind, keys, *rest = state["numpy"]
+    np.random.set_state((kind, keys.numpy().astype(np.uint32), *rest))
+    version, internal, gauss = state["python"]
+    random.setstate((version, tuple(internal), gauss))

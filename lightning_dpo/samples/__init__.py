@@ -1,0 +1,5 @@
+"""Completions during validation."""
+
+from lightning_dpo.samples.callback import SampleCallback
+
+__all__ = ["SampleCallback"]

@@ -1,0 +1,167 @@
+"""One job of a sweep is a folder: `job.json` says what runs there and how it ended, `output.log` what it printed.
+
+A job that is done is not run again while its configuration is the same. One that broke off resumes. One whose
+configuration has changed starts anew, and its previous folder is kept beside the sweep's, in `<sweep>.replaced/`.
+"""
+
+import gc
+import logging
+import os
+import shutil
+import socket
+import sys
+import time
+import traceback
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, redirect_stderr, redirect_stdout
+from datetime import UTC, datetime
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from omegaconf import DictConfig
+
+from lightning_dpo.errors import ConfigError
+from lightning_dpo.files import write_json
+from lightning_dpo.run import identity
+from lightning_dpo.run.records import JOB, LOCK, REFUSED, locked, read_record
+from lightning_dpo.safety import secrets
+
+log = logging.getLogger(__name__)
+
+OUTPUT = "output.log"
+STAYING = {JOB, LOCK, OUTPUT, "train.log"}
+"""Not moved or emptied: they belong to the folder, whichever run is in it."""
+
+
+class JobFailed(RuntimeError):
+    """A job failed, and its folder says how. It travels between processes, and holds no frames, so no model either."""
+
+
+def run_in_folder(
+    folder: Path, cfg: DictConfig, body: Callable[[], float | None], invocation: str, overrides: list[str]
+) -> float | None:
+    """Run one job in its folder, or skip it where it is done; returns its objective.
+
+    Args:
+        body: the run itself; what it prints goes to the folder's `output.log`.
+        invocation: of the sweep; two of its jobs cannot share a folder.
+        overrides: those in which it differs from the sweep's other jobs.
+
+    Errors: JobFailed for whatever went wrong inside; SystemExit and KeyboardInterrupt pass.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    record: dict[str, Any] = {"invocation": invocation, "overrides": overrides, "began": _now()}
+    running = f"process {read_record(folder / JOB).get('pid')} is running this job; wait for it, or end it"
+    try:
+        with locked(folder / LOCK, running):
+            if read_record(folder / REFUSED).get("invocation") != invocation:
+                (folder / REFUSED).unlink(missing_ok=True)
+            previous, config = read_record(folder / JOB), identity.fingerprint(cfg)
+            gpus = os.environ.get("CUDA_VISIBLE_DEVICES")
+            record |= {"config": config, "pid": os.getpid(), "host": socket.gethostname(), "gpus": gpus}
+            changes = identity.differences(previous.get("config", config), config, "sweep")
+            if not changes and previous.get("state") == "done" and (folder / "summary.json").exists():
+                write_json(folder / JOB, previous | {"invocation": invocation, "skipped": True})
+                return previous["objective"]["value"]
+            if changes and previous.get("invocation") == invocation:
+                raise ConfigError("another job of this sweep has the same folder; type hydra.sweep.subdir=...")
+            _refuse_changed_defaults(previous.get("config", config), config)
+            if changes:
+                _move_away(folder, previous, changes)
+            return _run(folder, cfg, body, record)
+    except (ConfigError, OSError) as error:  # the folder is another one's, and its job.json too
+        write_json(folder / REFUSED, {**record, "state": "failed", "error": _one_line(error), "log": None})
+        raise JobFailed(_one_line(error)) from None
+
+
+def _refuse_changed_defaults(previous: dict[str, Any], config: dict[str, Any]) -> None:
+    """The same command must not train a finished job again because this version has another default."""
+    hints = [hint for key in config if (hint := identity.changed_default(key, previous.get(key), config[key]))]
+    if hints:
+        raise ConfigError(f"{hints[0]}, or type another sweep_name=...")
+
+
+def _run(folder: Path, cfg: DictConfig, body: Callable[[], float | None], record: dict) -> float | None:
+    began = time.monotonic()
+
+    def write(state: str, **more: Any) -> None:
+        seconds = round(time.monotonic() - began, 3)
+        write_json(folder / JOB, {"state": state, **record, **more, "seconds": seconds, "log": str(folder / OUTPUT)})
+
+    write("running")
+    try:
+        with printed_to(folder / OUTPUT), isolated():
+            try:
+                value = body()
+            except Exception:
+                traceback.print_exc()
+                log.info("the run failed", exc_info=True)
+                raise
+    except Exception as error:
+        write("failed", error=_one_line(error))
+        raise JobFailed(_one_line(error)) from None
+    except BaseException:
+        write("stopped")
+        raise
+    write("done", objective={"name": cfg.objective, "value": value})
+    return value
+
+
+def _move_away(folder: Path, previous: dict[str, Any], changes: list[str]) -> None:
+    """Keep what a run of another configuration left, where no report of the sweep counts it."""
+    target = folder.parent.with_name(f"{folder.parent.name}.replaced") / f"{folder.name}-{time.time_ns()}"
+    target.mkdir(parents=True)
+    shutil.copy2(folder / JOB, target)
+    for path in [path for path in folder.iterdir() if path.name not in STAYING]:
+        shutil.move(path, target)
+    listed = "; ".join(changes)
+    log.warning("%s: its configuration has changed (%s); its previous files are now in %s", folder.name, listed, target)
+
+
+@contextmanager
+def printed_to(path: Path) -> Iterator[None]:
+    """What this process and its children print is appended to a file meanwhile."""
+    append = partial(open, path, "a", buffering=1, encoding="utf-8")
+    with append() as out, append() as err:  # two: W&B wraps both, and would see one twice
+        sys.stdout.flush()
+        sys.stderr.flush()
+        saved = {number: os.dup(number) for number in (1, 2)}
+        try:
+            for number, file in ((1, out), (2, err)):
+                os.dup2(file.fileno(), number)
+            with redirect_stdout(secrets.Stream(out)), redirect_stderr(secrets.Stream(err)):  # type: ignore[type-var]
+                yield
+        finally:
+            for number, original in saved.items():
+                os.dup2(original, number)
+                os.close(original)
+            secrets.clean(path)
+
+
+@contextmanager
+def isolated() -> Iterator[None]:
+    """What a job changes in its process and its memory does not reach the next one."""
+    before = dict(os.environ)
+    try:
+        yield
+    finally:
+        for name in set(os.environ) - set(before):
+            del os.environ[name]
+        os.environ.update(before)
+        if "torch" in sys.modules:
+            import torch
+
+            torch.use_deterministic_algorithms(False)
+            torch.backends.cudnn.benchmark = False
+            torch.set_float32_matmul_precision("highest")
+            gc.collect()
+            torch.cuda.empty_cache()
+
+
+def _one_line(error: BaseException) -> str:
+    return secrets.redact(f"{type(error).__name__}: {' '.join(str(error).split())}")
+
+
+def _now() -> str:
+    return datetime.now(UTC).isoformat(timespec="seconds")

@@ -13,8 +13,8 @@ from transformers import GPT2Config, GPT2LMHeadModel, LlamaConfig, LlamaForCausa
 
 from lightning_dpo import train
 from lightning_dpo.batch import PairBatch
-from lightning_dpo.ragged import Ragged
 from lightning_dpo.demo import ASSETS
+from lightning_dpo.ragged import Ragged
 
 ROOT = Path(__file__).parents[1]
 os.environ.setdefault("HF_HUB_OFFLINE", "1")

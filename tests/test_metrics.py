@@ -3,15 +3,17 @@
 import pytest
 import torch
 
+from lightning_dpo.ledger import PairMeans
 from lightning_dpo.losses import PairLogps, dpo
-from lightning_dpo.metrics import PairMeans, pair_metrics
+from lightning_dpo.metrics import pair_metrics
 
 
 def metrics_of(chosen: list[float], rejected: list[float]) -> dict[str, torch.Tensor]:
     n = len(chosen)
     logps = PairLogps(
-        torch.tensor(chosen), torch.tensor(rejected), torch.full((n,), 2), torch.full((n,), 3),
-        torch.full((n,), -5.0), torch.full((n,), -5.0),
+        torch.tensor(chosen), torch.tensor(rejected),
+        ref_chosen=torch.full((n,), -5.0), ref_rejected=torch.full((n,), -5.0),
+        chosen_tokens=torch.full((n,), 2), rejected_tokens=torch.full((n,), 3),
     )  # fmt: skip
     return pair_metrics(logps, dpo(logps, beta=0.1))
 

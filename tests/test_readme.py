@@ -6,8 +6,8 @@ import shlex
 import pytest
 
 from lightning_dpo.losses.table import table
+from tests.config.test_check import check
 from tests.conftest import ROOT
-from tests.test_conf import check
 
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 BLOCKS = re.findall(r"```(\w+)\n(.*?)```", README, flags=re.DOTALL)

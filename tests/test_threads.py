@@ -15,11 +15,11 @@ from transformers import Gemma2Config, Gemma2ForCausalLM
 
 from lightning_dpo import CopyReference, DPOModule
 from lightning_dpo.batch import PairBatch
-from lightning_dpo.ragged import Ragged
 from lightning_dpo.models.layers import checkpoint_activations
+from lightning_dpo.ragged import Ragged
 from tests.conftest import ROOT, llama, with_shifted_logits
 from tests.losses.pairs import REFERENCE_FREE, shipped
-from tests.test_experts import mixtral
+from tests.scoring.test_load_balancing import mixtral
 from tests.test_module import DPO, perturbed
 
 TIMES = 4

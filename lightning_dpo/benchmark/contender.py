@@ -9,7 +9,7 @@ from torch.nn.utils import clip_grad_norm_
 from transformers import PreTrainedModel
 
 from lightning_dpo import losses
-from lightning_dpo.batch import PairBatch, TokenLogps
+from lightning_dpo.batch import PairBatch
 from lightning_dpo.losses import PairLogps
 from lightning_dpo.models.layers import checkpoint_activations, compile_layers
 
@@ -41,7 +41,7 @@ class Contender:
             compile_layers(self.model)
         self.reference = build().requires_grad_(False) if live else None
         self.optimizer = torch.optim.AdamW(self.model.parameters(), lr=LR, weight_decay=0.0, fused=True)
-        self.cached: dict[int, TokenLogps] = {}
+        self.cached: dict[int, tuple[Tensor, Tensor]] = {}
 
     def logps(self, model: PreTrainedModel, batch: PairBatch) -> tuple[Tensor, Tensor]:
         """Summed log-probabilities of the chosen and of the rejected responses, each [pair]."""
@@ -50,7 +50,7 @@ class Contender:
     def prepare(self, batches: list[PairBatch]) -> None:
         if not self.live:
             with torch.no_grad(), self._precision():
-                self.cached = {id(batch): self.logps(self.model, batch) for batch in batches}  # type: ignore[misc]
+                self.cached = {id(batch): self.logps(self.model, batch) for batch in batches}
 
     def step(self, batch: PairBatch) -> Tensor:
         with self._precision():
@@ -60,9 +60,8 @@ class Contender:
             else:
                 reference = self.cached[id(batch)]
             chosen, rejected = self.logps(self.model, batch)
-            loss = losses.dpo(
-                PairLogps(chosen, rejected, ref_chosen=reference[0], ref_rejected=reference[1]), beta=BETA
-            ).loss.mean()
+            pairs = PairLogps(chosen, rejected, ref_chosen=reference[0], ref_rejected=reference[1])
+            loss = losses.dpo(pairs, beta=BETA).loss.mean()
         loss.backward()
         clip_grad_norm_(self.model.parameters(), 1.0)
         self.optimizer.step()

@@ -60,7 +60,7 @@ class WarnOnce(L.Callback):
 
 
 class DisplacementWarning(WarnOnce):
-    """Since the first validation the margin log π(chosen) - log π(rejected) grew while log π(chosen) fell by `FALL` nats
+    """The margin log π(chosen) - log π(rejected) grew since the first validation while log π(chosen) fell by `FALL` nats
     per token or more: the chosen responses fell less than the rejected ones."""
 
     def __init__(self):

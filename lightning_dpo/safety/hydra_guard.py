@@ -54,8 +54,8 @@ def install(conf: str, prepare: Callable[[], None]) -> None:
         return
 
     def is_ours(path: ConfigSearchPath) -> bool:
-        main = [str(element.path) for element in path.get_path() if element.provider == "main"]
-        return COMMAND in os.environ or f"file://{conf}" in main
+        main = [str(e.path).removeprefix("file://") for e in path.get_path() if e.provider == "main"]
+        return COMMAND in os.environ or conf in main
 
     @wraps(compose)
     def checked(self: ConfigLoaderImpl, *args: Any, **kwargs: Any) -> DictConfig:

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from lightning_dpo import PreferenceDataModule
-from lightning_dpo.data import columns as encode
+from lightning_dpo.data import columns
 from lightning_dpo.data.report.facts import data_report
 from lightning_dpo.data.sources import Source
 from lightning_dpo.errors import DataError
@@ -33,7 +33,7 @@ def entries(tmp_path, reviews):
 
 def test_a_second_run_reads_what_the_first_has_written(entries, few_reviews, tmp_path, monkeypatch):
     assert entries(few_reviews) == 1
-    monkeypatch.setattr(encode.Work, "__call__", lambda *_: pytest.fail("tokenised again"))
+    monkeypatch.setattr(columns.RowEncoder, "__call__", lambda *_: pytest.fail("tokenised again"))
     same = tmp_path / "same content, other name.jsonl"
     same.write_bytes(few_reviews.read_bytes())
     assert entries(few_reviews, val=0.5, seed=4, batch_size=2, shuffle=False) == entries(same) == 1
@@ -92,7 +92,7 @@ def test_a_damaged_entry_is_written_again(entries, few_reviews, tmp_path, damage
 
 
 def test_an_interrupted_tokenisation_leaves_nothing(entries, few_reviews, tmp_path, monkeypatch):
-    monkeypatch.setattr(encode.Work, "__call__", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
+    monkeypatch.setattr(columns.RowEncoder, "__call__", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
     with pytest.raises(KeyboardInterrupt):
         entries(few_reviews)
     assert not [p for p in (tmp_path / "tokens").iterdir() if p.is_dir()]

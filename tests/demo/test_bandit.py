@@ -62,8 +62,8 @@ def test_d3_as_the_paper_prints_it_cannot_move_c(loss):
     """{a > b, b > a}: only the difference of θ_a and θ_b enters."""
     theta = torch.tensor([0.3, -0.2, 0.1], dtype=torch.float64, requires_grad=True)
     logp = theta.log_softmax(0)
-    same, one = torch.full((2,), -1.0986, dtype=torch.float64), torch.ones(2, dtype=torch.long)
-    pairs = PairLogps(logp[[0, 1]], logp[[1, 0]], one, one, same, same)
+    same = torch.full((2,), -1.0986, dtype=torch.float64)
+    pairs = PairLogps(logp[[0, 1]], logp[[1, 0]], ref_chosen=same, ref_rejected=same)
     (gradient,) = torch.autograd.grad(bandit.LOSSES[loss](pairs, beta=0.5).loss.sum(), theta)
     assert gradient[2].abs() < 1e-15 and gradient[0].abs() > 0.01
 

@@ -78,8 +78,8 @@ def test_about_a_third_of_the_responses_are_corrupted():
 
 
 def test_the_shipped_model_has_learnt_the_grammar():
-    from lightning_dpo.samples.generate import generate
     from lightning_dpo.models import load_model, load_tokenizer
+    from lightning_dpo.samples.generate import generate
 
     model, tokenizer = load_model(str(ASSETS / "model")), load_tokenizer(ASSETS / "model")
     assert 300_000 <= sum(p.numel() for p in model.parameters()) <= 1_000_000

@@ -8,9 +8,9 @@ from hydra.utils import instantiate
 from omegaconf import OmegaConf
 from torch import Tensor
 
-from lightning_dpo.ragged import Ragged
 from lightning_dpo.batch import TokenLogps
 from lightning_dpo.losses import PairLogps
+from lightning_dpo.ragged import Ragged
 from tests.conftest import ROOT
 
 FOLDER = ROOT / "conf" / "loss"
@@ -60,8 +60,8 @@ def from_tokens(policy: TokenLogps, reference: TokenLogps | None, **more) -> Pai
     return PairLogps(
         policy.chosen.sum(),
         policy.rejected.sum(),
-        policy.chosen.lengths,
-        policy.rejected.lengths,
+        chosen_tokens=policy.chosen.lengths,
+        rejected_tokens=policy.rejected.lengths,
         **{**sums, "tokens": policy, "ref_tokens": reference, "index": torch.arange(len(policy.chosen)), **more},
     )
 
@@ -128,7 +128,8 @@ def from_rows(rows: list[Row], dtype) -> PairLogps:
 
     leaf, whole = partial(column, leaf=True), partial(column, kind=torch.int64)
     return PairLogps(
-        leaf("S_w"), leaf("S_l"), whole("n_w"), whole("n_l"), column("R_w"), column("R_l"),
+        leaf("S_w"), leaf("S_l"), ref_chosen=column("R_w"), ref_rejected=column("R_l"),
+        chosen_tokens=whole("n_w"), rejected_tokens=whole("n_l"),
         target_margin=column("margin"), chosen_collision=column("C_w"), rejected_collision=column("C_l"),
         chosen_kl=leaf("K_w"), rejected_kl=leaf("K_l"), index=torch.arange(len(rows)),
     )  # fmt: skip

@@ -208,7 +208,7 @@ def test_a_module_checks_its_own_parameters():
 
 def test_mismatched_shapes_are_named():
     with pytest.raises(ValueError, match=r"rejected.*\(2,\)"):
-        PairLogps(torch.zeros(3), torch.zeros(2), torch.ones(3), torch.ones(3))
+        PairLogps(torch.zeros(3), torch.zeros(2))
     with pytest.raises(ValueError, match=r"tokens.*\(4, 4\)"):
         changed(full(5), tokens=full(4).tokens)
 

@@ -7,8 +7,8 @@ import pytest
 import torch
 
 from lightning_dpo import CachedReference, CopyReference, DPOModule, losses
-from lightning_dpo.scoring.attention import plain_attention
 from lightning_dpo.scoring import Scorer, full_logits_logps
+from lightning_dpo.scoring.attention import plain_attention
 from tests.conftest import llama, random_pairs
 from tests.losses.pairs import NAMES, REFERENCE_FREE, shipped
 from tests.test_module import SGD, Rows, loader, perturbed, trainer

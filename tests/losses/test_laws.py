@@ -177,7 +177,7 @@ def test_ipo_pulls_back_beyond_its_target():
     """IPO is not monotone: beyond a gap of 1/(2 beta) = 5 nats a larger gap costs."""
     gap = torch.tensor([4.0, 5.0, 6.0])
     zero = torch.zeros(3)
-    result = losses.ipo(PairLogps(gap, zero, zero.long() + 1, zero.long() + 1, zero, zero), beta=0.1)
+    result = losses.ipo(PairLogps(gap, zero, ref_chosen=zero, ref_rejected=zero), beta=0.1)
     assert result.loss.tolist() == pytest.approx([1, 0, 1])
 
 
@@ -192,8 +192,8 @@ def test_tdpo2_stops_the_gradient_of_the_chosen_sides_kl_and_tdpo1_does_not():
 
 def test_orpo_is_finite_where_a_response_is_certain():
     for certain in (0.0, -1e-9, -1e-7):
-        chosen = torch.tensor([certain], requires_grad=True)
-        loss = losses.orpo(PairLogps(chosen, torch.tensor([-3.0]), *torch.tensor([[1], [1]]))).loss
+        chosen, one = torch.tensor([certain], requires_grad=True), torch.tensor([1])
+        loss = losses.orpo(PairLogps(chosen, torch.tensor([-3.0]), chosen_tokens=one, rejected_tokens=one)).loss
         loss.sum().backward()
         assert loss.isfinite().all() and chosen.grad.item() == -1  # the likelihood's slope, the odds give none
 

@@ -5,9 +5,9 @@ import torch
 from mpmath import mpf
 
 from lightning_dpo import losses
-from lightning_dpo.ragged import Ragged
 from lightning_dpo.batch import TokenLogps
 from lightning_dpo.losses.token_level import drawn_tokens
+from lightning_dpo.ragged import Ragged
 from tests.losses.oracle import Dual, L
 from tests.losses.pairs import from_tokens, sixty_fourths
 from tests.losses.test_oracle import agree

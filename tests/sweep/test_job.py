@@ -7,7 +7,8 @@ import sys
 import torch
 from omegaconf import OmegaConf
 
-from lightning_dpo.sweep import job as jobs
+from lightning_dpo.run.identity import differences, fingerprint
+from lightning_dpo.sweep import job
 
 CFG = OmegaConf.create(
     {
@@ -27,21 +28,20 @@ def with_changes(**changes):
     cfg = CFG.copy()
     for key, value in changes.items():
         OmegaConf.update(cfg, key.replace("__", "."), value)
-    return jobs.compared(cfg)
+    return fingerprint(cfg)
 
 
 def test_where_numbers_go_does_not_make_another_run():
     same = with_changes(output_dir="else", run_name="x", sweep_name="s", logger__wandb__mode="online")
-    assert jobs.changed({"config": with_changes()}, same) == []
-    assert jobs.changed({}, same) == [], "nothing to compare with"
+    assert differences(with_changes(), same, "sweep") == []
 
 
 def test_what_makes_another_run_is_named():
     other = with_changes(seed=1, optimizer__betas=[0.9, 0.99])
     told = ["seed 0 -> 1", "optimizer.betas [0.9, 0.95] -> [0.9, 0.99]"]
-    assert jobs.changed({"config": with_changes()}, other) == told
+    assert differences(with_changes(), other, "sweep") == told
     without = {key: value for key, value in with_changes().items() if key != "seed"}
-    assert jobs.changed({"config": without}, with_changes()) == ["seed None -> 0"]
+    assert differences(without, with_changes(), "sweep") == ["seed None -> 0"]
 
 
 def test_no_secret_is_kept():
@@ -49,7 +49,7 @@ def test_no_secret_is_kept():
 
 
 def test_what_a_job_and_its_children_print_is_in_its_log(tmp_path, capfd):
-    with jobs.printed_to(tmp_path / "output.log"):
+    with job.printed_to(tmp_path / "output.log"):
         print("a line")
         print("an error", file=sys.stderr)
         subprocess.run([sys.executable, "-c", "print('a child')"], check=True)
@@ -61,7 +61,7 @@ def test_what_a_job_and_its_children_print_is_in_its_log(tmp_path, capfd):
 
 def test_what_a_job_changes_in_its_process_ends_with_it(monkeypatch):
     monkeypatch.setenv("TEST_KEPT", "1")
-    with jobs.isolated():
+    with job.isolated():
         os.environ.update(TEST_KEPT="2", TEST_NEW="1")
         torch.use_deterministic_algorithms(True)
     assert os.environ["TEST_KEPT"] == "1" and "TEST_NEW" not in os.environ

@@ -12,7 +12,7 @@ import torch
 from torch.optim import AdamW
 
 from lightning_dpo import CopyReference, DPOModule, losses
-from lightning_dpo.callbacks.alarms import CollapseWarning, fell, lost
+from lightning_dpo.callbacks.alarms import CollapseWarning, fell_significantly, share_rounded_away
 from lightning_dpo.errors import NonFiniteError
 from lightning_dpo.nonfinite import FILE
 from lightning_dpo.samples.measures import Completion
@@ -216,8 +216,8 @@ def test_a_continued_run_remembers_its_start(caplog):
 
 
 def test_a_fall_counts_beyond_twice_its_standard_error():
-    assert fell(HIGH, LOW) and not fell(LOW, HIGH) and not fell([1.0], [0.0])
-    assert not fell([0.0, 2.0], [-0.5, 1.5])
+    assert fell_significantly(HIGH, LOW) and not fell_significantly(LOW, HIGH) and not fell_significantly([1.0], [0.0])
+    assert not fell_significantly([0.0, 2.0], [-0.5, 1.5])
 
 
 # bfloat16
@@ -240,9 +240,9 @@ def test_log_probabilities_of_a_bfloat16_model_are_summed_in_float32(family, lay
 def test_the_share_of_weights_that_a_step_leaves_unchanged_is_counted():
     """bfloat16 has 8 bits: near 1 the next weight is 2^-7 above and 2^-8 below, and half of that is lost."""
     weight = torch.ones(10, dtype=torch.bfloat16)
-    assert lost([weight], 1e-3) == 1 and lost([weight], 2.0**-8) == 0
-    assert lost([torch.tensor([1.0, 1e-4], dtype=torch.bfloat16)], 1e-4) == 0.5
-    assert lost([torch.ones(10)], 1e-9) == 0, "float32 weights are another matter"
+    assert share_rounded_away([weight], 1e-3) == 1 and share_rounded_away([weight], 2.0**-8) == 0
+    assert share_rounded_away([torch.tensor([1.0, 1e-4], dtype=torch.bfloat16)], 1e-4) == 0.5
+    assert share_rounded_away([torch.ones(10)], 1e-9) == 0, "float32 weights are another matter"
 
 
 def test_pure_bfloat16_with_a_small_learning_rate_is_warned_about(command, short):

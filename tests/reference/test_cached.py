@@ -152,7 +152,7 @@ def test_a_damaged_part_is_computed_again(make, tmp_path, monkeypatch, small_par
     forwards, expected = prepare(module, data), stored(data).reference.chosen.values
     shutil.rmtree(tmp_path / "cache")
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
-        patch.setattr(store.ReferenceStore, "_write", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
+        patch.setattr(store, "_write", lambda *_, **__: (_ for _ in ()).throw(KeyboardInterrupt))
         prepare(*make())
     part = sorted((tmp_path / "cache").glob("*.parts/*.safetensors"))[1]
     content = bytearray(part.read_bytes())
@@ -170,7 +170,7 @@ def test_parts_that_were_cut_elsewhere_are_computed_again(make, tmp_path, monkey
     expected = stored(data).reference.chosen.values
     shutil.rmtree(tmp_path / "cache")
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
-        patch.setattr(store.ReferenceStore, "_write", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
+        patch.setattr(store, "_write", lambda *_, **__: (_ for _ in ()).throw(KeyboardInterrupt))
         prepare(*make())
     again, rows = make()
     again.reference._scoring = "padded"

@@ -5,8 +5,12 @@ from hydra import compose, initialize_config_dir
 from hydra.core.config_store import ConfigStore
 from omegaconf import OmegaConf
 
-from lightning_dpo.config import combinations, check as config, resolvers
+from lightning_dpo.config import combinations
+from lightning_dpo.config.check import check as check_config
+from lightning_dpo.config.explain import explain, explained
 from lightning_dpo.errors import ConfigError
+from lightning_dpo.files import slug
+from lightning_dpo.safety import secrets
 from tests.conftest import ROOT
 
 CONF = ROOT / "conf"
@@ -31,7 +35,7 @@ def composed(*overrides: str):
 
 def check(*overrides: str):
     cfg, choices = composed(*overrides)
-    config.check(cfg, choices, list(overrides))
+    check_config(cfg, choices, list(overrides))
     return cfg, choices
 
 
@@ -163,8 +167,10 @@ def test_the_file_of_a_wrong_value_is_named():
 def test_hydras_own_errors_become_one_line(override, said):
     with pytest.raises(Exception) as error:
         composed(override)
-    line = config.explain(error.value, [override])
-    assert said in line and "\n" not in line and config.is_user_error(error.value)
+    line = explain(error.value, [override])
+    assert said in line and "\n" not in line
+    with pytest.raises(ConfigError), explained([override]):
+        raise error.value
 
 
 def test_a_launcher_that_is_not_installed_is_answered_with_its_install(monkeypatch):
@@ -172,7 +178,7 @@ def test_a_launcher_that_is_not_installed_is_answered_with_its_install(monkeypat
     monkeypatch.delitem(ConfigStore.instance().repo["hydra"]["launcher"], "joblib.yaml")
     with pytest.raises(Exception) as error:
         composed("launcher=joblib")
-    line = config.explain(error.value, ["experiment=controlled_sentiment", "launcher=joblib"])
+    line = explain(error.value, ["experiment=controlled_sentiment", "launcher=joblib"])
     assert line == "launcher=joblib needs a plugin: pip install 'lightning-dpo[sweep]', or type launcher=local"
 
 
@@ -185,22 +191,22 @@ def test_a_logger_that_is_not_installed_is_answered_with_its_install(monkeypatch
 def test_a_key_that_another_choice_has_is_answered_with_the_choice():
     with pytest.raises(Exception) as error:
         composed("loss=orpo", "beta=0.1", "seed=1")
-    line = config.explain(error.value, ["loss=orpo", "beta=0.1", "seed=1"])
+    line = explain(error.value, ["loss=orpo", "beta=0.1", "seed=1"])
     assert line == "beta=0.1: no such key with loss=orpo"
 
 
 @pytest.mark.parametrize("override", ["logger.wandb.api_key=x", "+hf_token=x", "+a.password=x", "+model.secret=x"])
 def test_secrets_on_the_command_line_are_refused_without_repeating_them(override):
     with pytest.raises(ConfigError, match="environment") as error:
-        config.refuse_secrets(["loss=ipo", override.replace("=x", "=hunter2")])
+        secrets.refuse_secrets(["loss=ipo", override.replace("=x", "=hunter2")])
     assert "hunter2" not in str(error.value)
 
 
 def test_a_key_about_tokens_of_text_is_no_secret():
-    config.refuse_secrets(["samples.max_new_tokens=3", "data.max_length=5"])
+    secrets.refuse_secrets(["samples.max_new_tokens=3", "data.max_length=5"])
 
 
 @pytest.mark.parametrize("name", ["../../etc/passwd", "a/b", "x\ny", "", "..", "ü" * 300])
 def test_a_name_is_one_safe_path_component(name):
-    slug = resolvers.slug(name)
-    assert slug and "/" not in slug and "\n" not in slug and slug not in (".", "..") and len(slug) <= 120
+    safe = slug(name)
+    assert safe and "/" not in safe and "\n" not in safe and safe not in (".", "..") and len(safe) <= 120

@@ -1,4 +1,4 @@
-"""Where packed rows would be silently wrong, the rule or the canary says so, and `auto` pads and scores right."""
+"""Where packed rows would be silently wrong, the rule or the probe_packing says so, and `auto` pads and scores right."""
 
 import pytest
 import torch
@@ -19,10 +19,9 @@ from transformers import (
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
-from lightning_dpo.scoring import attention
 from lightning_dpo.errors import ConfigError
-from lightning_dpo.scoring import Scorer, full_logits_logps
-from lightning_dpo.scoring.packing_check import canary, objection
+from lightning_dpo.scoring import Scorer, attention, full_logits_logps
+from lightning_dpo.scoring.packing_check import probe_packing, why_not_packed
 from tests.conftest import SIZES, llama
 from tests.pairs import tree_pairs
 
@@ -62,7 +61,7 @@ def test_auto_pads_and_scores_right_where_packed_rows_are_unsound(name):
     with torch.no_grad():
         scored = scorer(batch)
         plain = full_logits_logps(model, batch.prompt.row(0), batch.chosen.row(0))
-    assert scorer.layout == "padded" and reason in scorer.objection
+    assert scorer.layout == "padded" and reason in scorer.why_not_packed
     torch.testing.assert_close(scored.chosen.row(0), plain.float(), atol=1e-5, rtol=1e-5)
 
 
@@ -74,13 +73,13 @@ def test_to_ask_for_packed_rows_there_is_an_error(name):
 
 
 def test_positions_that_do_not_start_at_zero_are_noticed():
-    assert objection(built(PAD_FIRST)) is None and "differ by" in str(canary(built(PAD_FIRST)))
+    assert why_not_packed(built(PAD_FIRST)) is None and "differ by" in str(probe_packing(built(PAD_FIRST)))
 
 
 def test_a_window_longer_than_the_canary_must_be_told_to_the_attention_function(monkeypatch):
-    """The canary's few tokens cannot show a window of 4096; a layer that does not tell it would ignore it."""
+    """The probe_packing's few tokens cannot show a window of 4096; a layer that does not tell it would ignore it."""
     model = built(MistralConfig(**LLAMA, sliding_window=4096))
-    assert canary(model) is None
+    assert probe_packing(model) is None
     right = attention.shared_prefix_attention
 
     def untold(*arguments, sliding_window=None, **others):
@@ -88,7 +87,7 @@ def test_a_window_longer_than_the_canary_must_be_told_to_the_attention_function(
 
     attention.AttentionInterface.register(attention.NAME, untold)
     try:
-        assert "does not tell" in str(canary(model))
+        assert "does not tell" in str(probe_packing(model))
     finally:
         attention.AttentionInterface.register(attention.NAME, right)
 
@@ -97,19 +96,19 @@ def test_a_layer_that_leaves_the_attention_function_out_is_noticed():
     model = llama()
     layer = model.model.layers[1].self_attn
     layer.forward = lambda hidden_states, **_: (layer.o_proj(hidden_states), None)
-    assert canary(model) == "1 of 2 layers use the attention function"
+    assert probe_packing(model) == "1 of 2 layers use the attention function"
 
 
 def test_tokens_of_prompt_learning_have_no_place_in_a_packed_row():
     tuned = get_peft_model(llama(), PromptTuningConfig(task_type="CAUSAL_LM", num_virtual_tokens=2))
-    assert "prompt learning" in str(objection(tuned))
+    assert "prompt learning" in str(why_not_packed(tuned))
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float64])
 def test_the_canary_lets_a_sound_model_pass_in_every_dtype_and_leaves_no_trace(dtype):
     model = llama().to(dtype)
     own = model.config._attn_implementation
-    assert canary(model) is None
+    assert probe_packing(model) is None
     attention.disable(model)
     assert model.config._attn_implementation == own
 
@@ -120,7 +119,7 @@ def test_a_failure_without_words_is_named(monkeypatch):
 
     model = llama()
     monkeypatch.setattr(model, "forward", fail)
-    assert canary(model) == "AssertionError"
+    assert probe_packing(model) == "AssertionError"
 
 
 def test_a_full_memory_is_no_property_of_the_model(monkeypatch):
@@ -130,7 +129,7 @@ def test_a_full_memory_is_no_property_of_the_model(monkeypatch):
     model = llama()
     monkeypatch.setattr(model, "forward", fail)
     with pytest.raises(torch.OutOfMemoryError):
-        canary(model)
+        probe_packing(model)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
@@ -142,4 +141,4 @@ def test_a_leak_between_responses_is_seen_in_half_precision_too(monkeypatch, dty
         return sdpa_attention_forward(module, query, key, value, None, is_causal=True, **kwargs)
 
     monkeypatch.setitem(ALL_ATTENTION_FUNCTIONS._global_mapping, attention.NAME, leaking)
-    assert "differ by" in str(canary(llama().to(dtype)))
+    assert "differ by" in str(probe_packing(llama().to(dtype)))

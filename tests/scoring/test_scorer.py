@@ -5,11 +5,11 @@ import torch
 from peft import LoraConfig, get_peft_model
 from transformers import Gemma2Config, Gemma2ForCausalLM
 
-from lightning_dpo.scoring.attention import plain_attention
 from lightning_dpo.ragged import Ragged
+from lightning_dpo.scoring import Scorer
+from lightning_dpo.scoring.attention import plain_attention
 from lightning_dpo.scoring.head import Head, States, find_head, in_chunks
 from lightning_dpo.scoring.layout import padded
-from lightning_dpo.scoring import Scorer
 from tests.conftest import llama, random_pairs, with_shifted_logits
 
 

@@ -25,19 +25,19 @@ from omegaconf import DictConfig, OmegaConf
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from lightning_dpo import CopyReference, DPOModule, PreferenceDataModule, losses, train
-from lightning_dpo.run import checkpoint
-from lightning_dpo.ragged import Ragged
 from lightning_dpo.batch import TokenLogps
-from lightning_dpo.run.checkpoint import WholeFiles
+from lightning_dpo.callbacks.saving import Saving, rng_state, set_rng_state
 from lightning_dpo.data import store as data_store
 from lightning_dpo.demo import ASSETS
-from lightning_dpo.errors import ConfigError
-from lightning_dpo.run.folder import RunFolder
-from lightning_dpo.samples import SampleCallback
-from lightning_dpo.callbacks.saving import Saving, rng_state, set_rng_state
-from lightning_dpo.run.signals import OutOfTime, Stop
-from lightning_dpo.reference.store import ReferenceStore
+from lightning_dpo.errors import ConfigError, OutOfTime
 from lightning_dpo.loggers.metrics_csv import MetricsCSV
+from lightning_dpo.ragged import Ragged
+from lightning_dpo.reference.store import ReferenceStore
+from lightning_dpo.run import checkpoint
+from lightning_dpo.run.checkpoint import AtomicCheckpointIO
+from lightning_dpo.run.folder import RunFolder
+from lightning_dpo.run.signals import Stop
+from lightning_dpo.samples import SampleCallback
 from tests.conftest import llama, random_pairs
 from tests.test_module import loader, trainer
 
@@ -78,9 +78,9 @@ class Runs:
         if (process := os.fork()) == 0:
             os.setpgid(0, 0)
             if dies:
-                save = WholeFiles.save_checkpoint
+                save = AtomicCheckpointIO.save_checkpoint
                 kill = partial(os.kill, os.getpid(), signal.SIGKILL)
-                WholeFiles.save_checkpoint = lambda *args, **options: (save(*args, **options), kill())[0]
+                AtomicCheckpointIO.save_checkpoint = lambda *args, **options: (save(*args, **options), kill())[0]
             self._run_and_exit([*given, *typed, f"output_dir={self.parent}/{name}"], name, limit)
         return self.parent / name, process
 
@@ -211,7 +211,9 @@ def test_max_time_saves_in_time(tmp_path):
     module = DPOModule(llama(), partial(losses.dpo, beta=0.1), CopyReference())
     metrics, began = MetricsCSV(tmp_path), time.monotonic()
     saving = Saving(tmp_path, 10**6, metrics, {}, Stop(), max_time="00:00:00:06", began=began)
-    run = trainer(callbacks=[saving], plugins=[WholeFiles()], logger=[metrics], log_every_n_steps=1, max_epochs=10**6)
+    run = trainer(
+        callbacks=[saving], plugins=[AtomicCheckpointIO()], logger=[metrics], log_every_n_steps=1, max_epochs=10**6
+    )
     with pytest.raises(OutOfTime, match="trainer.max_time is over at step"):
         run.fit(module, loader(random_pairs(), 3))
     assert time.monotonic() < began + 6
@@ -253,12 +255,12 @@ def test_a_folder_that_cannot_be_written_is_told_at_once(tmp_path):
 
 def test_a_folder_that_vanishes_is_made_again_and_another_disk_for_temporary_files_is_not_used(tmp_path, monkeypatch):
     monkeypatch.setenv("TMPDIR", "/nonexistent")
-    WholeFiles().save_checkpoint({"step": 1}, tmp_path / "gone" / "checkpoints" / "last.ckpt")
+    AtomicCheckpointIO().save_checkpoint({"step": 1}, tmp_path / "gone" / "checkpoints" / "last.ckpt")
     assert checkpoint.read(tmp_path / "gone" / "checkpoints" / "last.ckpt") == {"step": 1}
     (tmp_path / "now-a-file").touch()
     path = tmp_path / "now-a-file" / "last.ckpt"
     with pytest.raises(OSError, match=f"{path}: the checkpoint could not be written"):
-        WholeFiles().save_checkpoint({"step": 1}, path)
+        AtomicCheckpointIO().save_checkpoint({"step": 1}, path)
 
 
 def run_config(output_dir: Path, **more) -> DictConfig:
@@ -267,10 +269,10 @@ def run_config(output_dir: Path, **more) -> DictConfig:
 
 def test_a_second_run_into_one_folder_refuses(tmp_path):
     first, second = (RunFolder(run_config(tmp_path), {}) for _ in range(2))
-    with first.alone():
-        with pytest.raises(ConfigError, match="another process is running in this folder"), second.alone():
+    with first.locked():
+        with pytest.raises(ConfigError, match="another process is running in this folder"), second.locked():
             pass
-    with second.alone():
+    with second.locked():
         pass
 
 
@@ -292,7 +294,7 @@ def test_going_on_as_another_run_is_refused_by_the_names_of_the_keys(tmp_path, c
     former = RunFolder(run_config(tmp_path), config)
     assert former.begin({"train": ["content"], "val": []}) is None
     path = tmp_path / "checkpoints" / "last.ckpt"
-    WholeFiles().save_checkpoint({"run": former.about}, path)
+    AtomicCheckpointIO().save_checkpoint({"run": former.about}, path)
     data = {"train": ["content"] if change else ["edited"], "val": []}
     if told is None:
         assert RunFolder(run_config(tmp_path), config | change).begin(data) == path
@@ -324,7 +326,7 @@ def test_a_checkpoint_may_be_named_and_never_wants_an_empty_folder(tmp_path):
     former = RunFolder(run_config(tmp_path / "former"), {"seed": 1})
     former.begin({})
     path = tmp_path / "former" / "checkpoints" / "kept.ckpt"
-    WholeFiles().save_checkpoint({"run": former.about}, path)
+    AtomicCheckpointIO().save_checkpoint({"run": former.about}, path)
     assert RunFolder(run_config(tmp_path / "branch", resume=str(path)), {"seed": 1}).begin({}) == path
     with pytest.raises(ConfigError, match="seed 1 -> 2"):
         RunFolder(run_config(tmp_path / "branch", resume=str(path)), {"seed": 2}).begin({})
@@ -336,7 +338,7 @@ def test_a_checkpoint_may_be_named_and_never_wants_an_empty_folder(tmp_path):
 @pytest.mark.parametrize("damage", ["cut", "emptied", "altered"])
 def test_a_damaged_checkpoint_is_named_and_the_one_before_is_used(tmp_path, caplog, damage):
     for seed in (1, 2):
-        WholeFiles().save_checkpoint(tensors(seed), tmp_path / "last.ckpt")
+        AtomicCheckpointIO().save_checkpoint(tensors(seed), tmp_path / "last.ckpt")
     content = bytearray((tmp_path / "last.ckpt").read_bytes())
     if damage == "altered":
         at = content.index(tensors(2)["state_dict"]["w"].numpy().tobytes())
@@ -352,7 +354,7 @@ def test_a_damaged_checkpoint_is_named_and_the_one_before_is_used(tmp_path, capl
 
 def test_a_byte_altered_anywhere_is_noticed_or_changes_nothing(tmp_path):
     path = tmp_path / "last.ckpt"
-    WholeFiles().save_checkpoint(tensors(1), path)
+    AtomicCheckpointIO().save_checkpoint(tensors(1), path)
     content, expected, noticed = path.read_bytes(), tensors(1), 0
     for at in random.Random(0).sample(range(len(content)), 200):
         path.write_bytes(content[:at] + bytes([content[at] ^ 4]) + content[at + 1 :])
@@ -382,11 +384,11 @@ def test_code_in_a_checkpoint_is_refused_and_not_run(tmp_path):
 
 def test_a_kill_while_a_checkpoint_is_written_leaves_a_whole_one(tmp_path):
     numbers, path = random.Random(0), tmp_path / "last.ckpt"
-    WholeFiles().save_checkpoint(tensors(0), path)
+    AtomicCheckpointIO().save_checkpoint(tensors(0), path)
     for _ in range(20):
         if (process := os.fork()) == 0:
             while True:
-                WholeFiles().save_checkpoint(tensors(0) | {"ballast": torch.zeros(300_000)}, path)
+                AtomicCheckpointIO().save_checkpoint(tensors(0) | {"ballast": torch.zeros(300_000)}, path)
         time.sleep(numbers.uniform(0.005, 0.03))
         os.kill(process, signal.SIGKILL)
         ended(process)
@@ -401,7 +403,7 @@ def test_a_checkpoint_holds_the_policy_two_moments_and_no_reference(tmp_path):
     pairs = random_pairs()
     module = DPOModule(llama(), partial(losses.dpo, beta=0.1), CopyReference())
     saving = Saving(tmp_path, 1, MetricsCSV(tmp_path), {}, Stop())
-    trainer(callbacks=[saving], plugins=[WholeFiles()]).fit(module, loader(pairs, 3))
+    trainer(callbacks=[saving], plugins=[AtomicCheckpointIO()]).fit(module, loader(pairs, 3))
     path, weights = tmp_path / "checkpoints" / "last.ckpt", sum(p.numel() * 4 for p in module.policy.parameters())
     assert path.stat().st_size <= 1.1 * 3 * weights + 40_000  # names and plain values, whatever the model's size
     assert not [name for name in checkpoint.read(path)["state_dict"] if "reference" in name]
@@ -513,7 +515,7 @@ def test_memory_and_open_files_do_not_grow(tmp_path, few_reviews):
     callbacks = [Watch(), SampleCallback(n=4, max_new_tokens=8, output_dir=tmp_path)]
     callbacks.append(Saving(tmp_path, 250, metrics, {}, Stop()))
     options = dict(max_epochs=-1, max_steps=5000, val_check_interval=500, check_val_every_n_epoch=None)
-    trainer(callbacks=callbacks, plugins=[WholeFiles()], logger=[metrics], log_every_n_steps=1, **options).fit(
+    trainer(callbacks=callbacks, plugins=[AtomicCheckpointIO()], logger=[metrics], log_every_n_steps=1, **options).fit(
         module, datamodule=data
     )
     assert len(seen) == 10 and metrics.rows == 5010

@@ -4,16 +4,16 @@ import pytest
 import torch
 
 from lightning_dpo import CopyReference
+from lightning_dpo.scoring import Scorer
 from lightning_dpo.scoring import scorer as scoring
 from lightning_dpo.scoring.first_batch import check_first_batch
-from lightning_dpo.scoring import Scorer
 from tests.conftest import gpt2, llama, random_pairs
 
 
 def check(model, batch=None, scoring_="auto"):
     reference = CopyReference()
     reference.bind(model, load=None, scoring=scoring_)
-    check_first_batch(Scorer(model, scoring_), reference, batch or random_pairs())
+    check_first_batch(Scorer(model, scoring_), batch or random_pairs(), {"the reference": reference})
 
 
 def test_right_numbers_pass(model):
@@ -94,7 +94,7 @@ def test_cached_values_of_other_rows_stop_the_run():
     with torch.no_grad():
         batch.reference = Scorer(model)(batch)
     reference = CachedReference()
-    check_first_batch(Scorer(model), reference, batch)
+    check_first_batch(Scorer(model), batch, {"the reference": reference})
     batch.reference.chosen.values = batch.reference.chosen.values.roll(1)
     with pytest.raises(RuntimeError, match="first-batch check: the reference"):
-        check_first_batch(Scorer(model), reference, batch)
+        check_first_batch(Scorer(model), batch, {"the reference": reference})

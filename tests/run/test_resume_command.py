@@ -12,9 +12,9 @@ from hydra._internal.utils import get_args_parser
 from hydra.core.override_parser.overrides_parser import OverridesParser
 
 from lightning_dpo.run import checkpoint
-from lightning_dpo.sweep import overrides as grid, sweep
-from lightning_dpo.run.checkpoint import Damaged, WholeFiles
-from tests.test_promises import Runs, ended, result, said
+from lightning_dpo.run.checkpoint import AtomicCheckpointIO, Damaged
+from lightning_dpo.sweep import overrides
+from tests.run.test_resume_kills import Runs, ended, result, said
 
 
 @pytest.fixture
@@ -29,7 +29,7 @@ def start(tmp_path) -> Runs:
 )  # fmt: skip
 def test_the_printed_command_is_read_as_what_was_typed_and_one_override_more(typed, monkeypatch):
     monkeypatch.setattr(sys, "argv", ["train.py", *shlex.split(typed)])
-    _, _, module, *arguments = shlex.split(sweep.typed_line("sweep_name=s"))
+    _, _, module, *arguments = shlex.split(overrides.typed_line("sweep_name=s"))
     assert module == "lightning_dpo.train"
     before, now = (vars(get_args_parser().parse_args(a)) for a in (shlex.split(typed), arguments))
     assert now.pop("overrides") == [*before.pop("overrides"), "sweep_name=s"] and now == before
@@ -37,7 +37,7 @@ def test_the_printed_command_is_read_as_what_was_typed_and_one_override_more(typ
 
 @pytest.mark.parametrize("folder", ["out/a-1", "my runs/a=b, c", "it's", "back\\", "back\\'s", "ünï [x]", "a: {b}"])
 def test_any_folder_is_a_value_that_hydra_reads_again(folder):
-    override = OverridesParser.create().parse_override(f"output_dir={grid.quoted(folder)}")
+    override = OverridesParser.create().parse_override(f"output_dir={overrides.quoted(folder)}")
     assert override.value() == folder or str(override.value()) == folder
 
 
@@ -97,7 +97,7 @@ def test_what_was_not_finite_after_the_checkpoint_is_written_once(start):
 
 def test_whatever_bit_of_a_checkpoint_is_another_it_is_damaged_or_says_the_same(tmp_path):
     path, weight = tmp_path / "last.ckpt", torch.randn(50)
-    WholeFiles().save_checkpoint({"run": None, "state_dict": {"w": weight}, "text": "plain"}, path)
+    AtomicCheckpointIO().save_checkpoint({"run": None, "state_dict": {"w": weight}, "text": "plain"}, path)
     whole, draws = path.read_bytes(), random.Random(0)
     noticed = 0
     for _ in range(400):

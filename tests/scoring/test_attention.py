@@ -14,11 +14,10 @@ from transformers import (
     Qwen3MoeConfig,
 )
 
-from lightning_dpo.scoring import attention
-from lightning_dpo.scoring.attention import NAME, Segments, plain_attention
 from lightning_dpo.ragged import Ragged, Sharing
+from lightning_dpo.scoring import Scorer, attention
+from lightning_dpo.scoring.attention import NAME, Segments, plain_attention
 from lightning_dpo.scoring.layout import padded_groups, shared_prefix
-from lightning_dpo.scoring import Scorer
 from tests.conftest import SIZES, gpt2, llama, qwen3
 from tests.pairs import tree_pairs
 

@@ -6,11 +6,11 @@ import json
 import pytest
 
 from lightning_dpo import PreferenceDataModule
-from lightning_dpo.scoring.ches import ches_scores
 from lightning_dpo.data.report import ches as module
 from lightning_dpo.data.report.ches import ches_report
 from lightning_dpo.errors import DataError
 from lightning_dpo.models import load_model
+from lightning_dpo.scoring.ches import ches_scores
 
 PROMPT = "review of a french comedy :"
 ROWS = [

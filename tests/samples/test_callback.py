@@ -11,8 +11,8 @@ from lightning.pytorch.trainer.states import TrainerFn
 
 from lightning_dpo import CachedReference, CopyReference, DPOModule, PreferenceDataModule, losses
 from lightning_dpo.demo import grammar
-from lightning_dpo.samples.measures import Completion, named_scores, summarise
 from lightning_dpo.samples import SampleCallback
+from lightning_dpo.samples.measures import Completion, named_scores, summarise
 from lightning_dpo.scoring import Scorer
 
 

@@ -11,13 +11,14 @@ from pathlib import Path
 import pytest
 import torch
 
-from lightning_dpo.safety import targets as allow, secrets as redact
-from lightning_dpo.config import check as config
-from lightning_dpo.sweep import job as jobs
+from lightning_dpo.config.check import check as check_config
 from lightning_dpo.config.combinations import check_inside
 from lightning_dpo.errors import ConfigError
+from lightning_dpo.safety import secrets as secrets_
+from lightning_dpo.safety import targets
+from lightning_dpo.sweep import job
+from tests.config.test_check import check, composed
 from tests.conftest import ROOT
-from tests.test_conf import check, composed
 
 SMUGGLED = """
 import pathlib
@@ -33,7 +34,7 @@ class Optimizer: ...
 @pytest.fixture
 def stranger(tmp_path, monkeypatch):
     """A module at hand, `smuggled`, that leaves a file when it is imported; nothing is allowed beyond the defaults."""
-    monkeypatch.delenv(allow.ALLOW)
+    monkeypatch.delenv(targets.ALLOW)
     monkeypatch.syspath_prepend(str(tmp_path))
     (tmp_path / "smuggled.py").write_text(SMUGGLED)
     yield tmp_path
@@ -59,7 +60,7 @@ def test_a_place_takes_one_kind_and_nothing_else(stranger, place):
     for target in DANGEROUS:
         node = {"_target_": target}
         with pytest.raises(ConfigError) as error:
-            allow.check({group: {name: node} if name else node})
+            targets.check({group: {name: node} if name else node})
         assert str(error.value).startswith(f"{place}._target_={target}: ")
 
 
@@ -78,7 +79,7 @@ def test_a_place_takes_one_kind_and_nothing_else(stranger, place):
 )
 def test_another_kind_is_refused_though_its_package_is_known(stranger, place, target):
     with pytest.raises(ConfigError, match="is allowed here; "):
-        allow.allowed(target, place)
+        targets.allowed(target, place)
 
 
 @pytest.mark.parametrize(
@@ -116,7 +117,7 @@ def test_a_target_that_an_interpolation_makes_is_refused(stranger):
     cfg, choices = composed("+optimizer.foreach=null")
     cfg.optimizer.foreach = "${oc.create:'{_target_: os.system, command: touch ran}'}"
     with pytest.raises(ConfigError, match=r"optimizer\.foreach\._target_=os\.system"):
-        config.check(cfg, choices, [])
+        check_config(cfg, choices, [])
 
 
 @pytest.mark.parametrize(
@@ -142,7 +143,7 @@ def test_loggers_write_inside_the_runs_folder(given, key):
 @pytest.mark.parametrize("key", ["base_url", "https_proxy", "x_executable", "x_files_dir", "x_extra_http_headers"])
 def test_wandb_is_told_no_address_program_or_folder_by_a_file(key):
     with pytest.raises(ConfigError, match=f"logger.wandb.settings.{key}: set in the shell alone"):
-        allow.check({"logger": {"wandb": {"settings": {key: "http://127.0.0.1"}}}})
+        targets.check({"logger": {"wandb": {"settings": {key: "http://127.0.0.1"}}}})
 
 
 @pytest.mark.parametrize("sweep", [False, True])
@@ -164,12 +165,12 @@ def test_what_was_checked_is_what_is_built(stranger, monkeypatch):
     """`seed_everything` sets an environment variable between the check and the build: a file could look at it."""
     cfg, choices = composed("+callbacks={}", "++optimizer.foreach=${oc.env:TEST_TURN,null}")
     monkeypatch.delenv("TEST_TURN", raising=False)
-    config.check(cfg, choices, [])
+    check_config(cfg, choices, [])
     monkeypatch.setenv("TEST_TURN", "true")
     assert cfg.optimizer.foreach is None
     cfg, choices = composed("++run_name=\\\\${oc.env:HOME}")
     with pytest.raises(ConfigError, match=r"'\$\{' is left when all values are resolved"):
-        config.check(cfg, choices, [])
+        check_config(cfg, choices, [])
 
 
 def test_a_search_path_imports_no_package(stranger, command):
@@ -232,7 +233,7 @@ def test_what_hydra_itself_would_run_is_refused_before_it_does(stranger, command
 
 def test_a_text_of_a_launcher_adds_no_line_to_its_script():
     with pytest.raises(ConfigError, match="hydra.launcher.comment"):
-        allow.check({"hydra": {"launcher": {"comment": "a\ntouch ran\n#"}}})
+        targets.check({"hydra": {"launcher": {"comment": "a\ntouch ran\n#"}}})
 
 
 def test_remote_code_of_a_model_is_asked_for_on_the_command_line_alone():
@@ -240,7 +241,7 @@ def test_remote_code_of_a_model_is_asked_for_on_the_command_line_alone():
     cfg, choices = composed()
     cfg.model.trust_remote_code = True
     with pytest.raises(ConfigError, match=r"model\.trust_remote_code=true in a file"):
-        config.check(cfg, choices, [])
+        check_config(cfg, choices, [])
 
 
 OWN = """
@@ -258,7 +259,7 @@ class Log: ...
 def own(tmp_path, monkeypatch):
     monkeypatch.syspath_prepend(str(tmp_path))
     (tmp_path / "own_parts.py").write_text(OWN)
-    monkeypatch.setenv(allow.ALLOW, "another, own_parts")
+    monkeypatch.setenv(targets.ALLOW, "another, own_parts")
     yield
     sys.modules.pop("own_parts", None)
 
@@ -274,14 +275,14 @@ def test_a_package_that_the_environment_names_may_bring_its_own_parts(own):
 )
 def test_yet_not_what_it_has_from_elsewhere_nor_another_kind(own, target):
     with pytest.raises(ConfigError, match=r"^logger\.x"):
-        allow.allowed(target, "logger.x")
+        targets.allowed(target, "logger.x")
 
 
 def test_a_refusal_says_what_to_set(stranger):
     with pytest.raises(
         ConfigError, match=r"loss of lightning_dpo\.losses is allowed here; .* LIGHTNING_DPO_ALLOW=smuggled"
     ):
-        allow.allowed("smuggled.loss", "loss")
+        targets.allowed("smuggled.loss", "loss")
 
 
 def test_what_people_use_is_allowed(stranger):
@@ -296,8 +297,8 @@ def test_what_people_use_is_allowed(stranger):
         "samples.scorer": "lightning_dpo.demo.grammar.score",
         "hydra.launcher": "hydra._internal.core_plugins.basic_launcher.BasicLauncher",
     }.items():
-        assert callable(allow.allowed(target, path))
-    assert allow.allowed("torch.optim.AdamW", "optimizer") is torch.optim.AdamW
+        assert callable(targets.allowed(target, path))
+    assert targets.allowed("torch.optim.AdamW", "optimizer") is torch.optim.AdamW
 
 
 def test_callbacks_of_lightning_are_added_to_the_runs_own(command, short, tmp_path):
@@ -329,7 +330,7 @@ def secrets(monkeypatch):
 def leaks(folder: Path, *texts: str) -> list[str]:
     """Where a secret, or a line of it, stands: in a name, in a file's bytes, in a text."""
     forms = {
-        line.encode() for value in SECRETS.values() for v in (value, redact.escaped(value)) for line in v.split("\n")
+        line.encode() for value in SECRETS.values() for v in (value, secrets_.escaped(value)) for line in v.split("\n")
     }
     found = [f"{path}: {form}" for path in folder.rglob("*") for form in forms if form in str(path).encode()]
     files = [(str(p), p.read_bytes()) for p in folder.rglob("*") if p.is_file()]
@@ -358,7 +359,7 @@ def test_no_secret_reaches_a_file_a_log_wandb_or_the_terminal(
         monkeypatch.setenv("FAIL_NOW", "1")
     options = [o for o in short if not (sweep and o.startswith("output_dir"))]
     grid = ["-m", "seed=0,1", "sweep_name=s"] if sweep else []
-    code, said = command(*grid, *options, "trainer.max_steps=1", "samples.scorer=tests.test_safety.tell_all")
+    code, said = command(*grid, *options, "trainer.max_steps=1", "samples.scorer=tests.safety.test_targets.tell_all")
     assert (code != 0) == failing, said
     assert leaks(tmp_path, said) == []
     if failing:
@@ -393,18 +394,18 @@ def test_a_secret_typed_into_any_key_is_refused(command, tmp_path, secrets):
 def test_a_password_in_a_url_is_refused_without_repeating_it(typed):
     override = "+logger.wandb.settings.https_proxy='http://bob:hunter2pw@proxy:3128'"
     with pytest.raises(ConfigError) as error:
-        config.refuse_secrets([override]) if typed else check(override)
+        secrets_.refuse_secrets([override]) if typed else check(override)
     assert "holds the value of a URL's password" in str(error.value) and "hunter2pw" not in str(error.value)
 
 
 def test_ordinary_variables_are_no_secrets(monkeypatch):
     for name, value in {"TOKENIZERS_PARALLELISM": "false", "KEYBOARD": "german", "API_KEY": "abc"}.items():
         monkeypatch.setenv(name, value)
-    assert redact.redact("a false german abc") == "a false german abc"
+    assert secrets_.redact("a false german abc") == "a false german abc"
 
 
 def test_a_stream_stays_clean_when_its_write_is_replaced_and_put_back(secrets, capfd):
-    stream, seen = redact.Stream(sys.stdout), []
+    stream, seen = secrets_.Stream(sys.stdout), []
     old = stream.write
     stream.write = lambda text: (seen.append(text), old(text))
     stream.write(f"a {SECRETS['HF_TOKEN']} b")
@@ -414,7 +415,7 @@ def test_a_stream_stays_clean_when_its_write_is_replaced_and_put_back(secrets, c
 
 
 def test_what_a_jobs_child_processes_print_is_cleaned(secrets, tmp_path):
-    with jobs.printed_to(tmp_path / "output.log"):
+    with job.printed_to(tmp_path / "output.log"):
         subprocess.run(["printenv", "HF_TOKEN"], check=True)
         os.write(1, b"\xff\n")
     assert (tmp_path / "output.log").read_bytes() == b"[HF_TOKEN]\n\xff\n"

@@ -8,9 +8,9 @@ from transformers import MixtralConfig, MixtralForCausalLM
 
 from lightning_dpo import CopyReference, DPOModule
 from lightning_dpo.errors import ConfigError
-from lightning_dpo.scoring.load_balancing import balance, coefficient
 from lightning_dpo.models import load_model
 from lightning_dpo.scoring import Scorer
+from lightning_dpo.scoring.load_balancing import coefficient, load_balancing_loss
 from tests.conftest import SIZES, llama, random_pairs
 from tests.test_module import DPO, SGD, Rows, loader, trainer
 
@@ -64,4 +64,4 @@ def test_experts_without_a_loss_in_transformers_are_refused_with_the_way_out(mon
     model = mixtral(output_router_logits=True)
     monkeypatch.delattr(sys.modules[type(model).__module__], "load_balancing_loss_func")
     with pytest.raises(ConfigError, match="has no load-balancing loss in transformers.*router_aux_loss_coef=0"):
-        balance(model, [])
+        load_balancing_loss(model, [])

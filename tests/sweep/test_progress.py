@@ -5,8 +5,8 @@ from datetime import UTC, datetime, timedelta
 
 import pytest
 
-from lightning_dpo.sweep import progress as overview
 from lightning_dpo.files import write_json
+from lightning_dpo.sweep import progress
 
 BEGAN = datetime(2026, 1, 1, tzinfo=UTC)
 
@@ -21,28 +21,28 @@ def records_of(*jobs: tuple[str, float | None]) -> list[dict]:
 
 def test_a_line_has_the_best_so_far_and_the_time_left():
     seen = records_of(("done", 0.7), ("done", 0.8), ("done", 0.75))
-    line = overview.line("beta0.1", seen[2], seen, total=8)
+    line = progress.line("beta0.1", seen[2], seen, total=8)
     assert line == "[3/8] done     beta0.1   val/rewards/accuracies 0.75   best 0.8   20 s   1 min 40 s left"
-    assert "left" not in overview.line("beta0.1", seen[2], seen, total=None), "a search does not know its end"
+    assert "left" not in progress.line("beta0.1", seen[2], seen, total=None), "a search does not know its end"
 
 
 def test_the_time_left_counts_what_runs():
     two = records_of(("done", 0.7), ("running", None), ("running", None))
-    assert overview.seconds_left(two, total=5, at_once=2, now=BEGAN) == 4 * 20 / 2
-    assert overview.seconds_left(two, total=5, at_once=2, now=BEGAN + timedelta(seconds=5)) == (4 * 20 - 2 * 5) / 2
-    assert overview.seconds_left(two[1:], total=5, at_once=2) is None, "before the first has run"
+    assert progress.seconds_left(two, total=5, at_once=2, now=BEGAN) == 4 * 20 / 2
+    assert progress.seconds_left(two, total=5, at_once=2, now=BEGAN + timedelta(seconds=5)) == (4 * 20 - 2 * 5) / 2
+    assert progress.seconds_left(two[1:], total=5, at_once=2) is None, "before the first has run"
 
 
 def test_the_time_left_counts_the_place_that_the_ended_job_left_empty():
     two = records_of(("done", 0.7), ("running", None))
-    assert overview.seconds_left(two, total=6, at_once=2, now=BEGAN) == 5 * 20 / 2
+    assert progress.seconds_left(two, total=6, at_once=2, now=BEGAN) == 5 * 20 / 2
     last = records_of(("done", 0.7), ("done", 0.7), ("running", None))
-    assert overview.seconds_left(last, total=3, at_once=2, now=BEGAN) == 20, "one job does not fill two places"
+    assert progress.seconds_left(last, total=3, at_once=2, now=BEGAN) == 20, "one job does not fill two places"
 
 
 def test_a_sweep_of_two_at_once_says_half_the_time(tmp_path, capfd):
     """The line of the job that ended counts the place that it left empty."""
-    seen = overview.Overview(tmp_path, "ours", total=6)
+    seen = progress.Overview(tmp_path, "ours", total=6)
     began = datetime.now(UTC).isoformat()
     for name in ("a", "b"):
         (tmp_path / name).mkdir()
@@ -58,4 +58,4 @@ def test_a_sweep_of_two_at_once_says_half_the_time(tmp_path, capfd):
 @pytest.mark.parametrize(("name", "best"), [("val/rewards/accuracies", 3), ("val/loss", 1), ("val/kl", 1)])
 def test_of_a_loss_the_smallest_is_the_best(name, best):
     seen = [{"state": "done", "objective": {"name": name, "value": value}} for value in (2, 1, 3, None)]
-    assert overview.best(seen) == best
+    assert progress.best(seen) == best

@@ -3,7 +3,7 @@
 import pytest
 from hydra import compose, initialize_config_dir
 
-from lightning_dpo.sweep import overrides as grid
+from lightning_dpo.sweep import overrides
 from tests.conftest import ROOT
 
 
@@ -27,13 +27,13 @@ def test_a_launcher_is_one_key(launcher, target):
 
 def test_an_experiment_is_a_grid_of_which_the_command_line_changes_a_part():
     cfg = composed("experiment=beta_sweep")
-    overrides = grid.parsed(cfg)
-    assert grid.varied(overrides) == {"loss", "beta", "seed"} and grid.jobs_of(overrides, cfg) == 2 * 4 * 3
+    found = overrides.parsed(cfg)
+    assert overrides.varied(found) == {"loss", "beta", "seed"} and overrides.jobs_of(found, cfg) == 2 * 4 * 3
     assert cfg.hydra.mode.name == "MULTIRUN" and cfg.hydra.sweep.dir == "outputs/sweeps/beta_sweep"
 
     cfg.hydra.overrides.task += ["seed=0,1", "loss=ipo", "optimizer.lr=1e-3"]
-    overrides = grid.parsed(cfg)
-    assert grid.varied(overrides) == {"beta", "seed"} and grid.jobs_of(overrides, cfg) == 4 * 2
+    found = overrides.parsed(cfg)
+    assert overrides.varied(found) == {"beta", "seed"} and overrides.jobs_of(found, cfg) == 4 * 2
 
 
 def test_the_size_of_a_search_or_of_a_glob_is_not_known_before():
@@ -41,5 +41,5 @@ def test_the_size_of_a_search_or_of_a_glob_is_not_known_before():
         cfg.hydra.overrides.task.append(typed)
         if typed.startswith("beta"):
             cfg.hydra.runtime.choices["hydra/sweeper"] = "optuna"
-        assert grid.jobs_of(grid.parsed(cfg), cfg) is None
-        assert grid.varied(grid.parsed(cfg)) == {typed.partition("=")[0]}
+        assert overrides.jobs_of(overrides.parsed(cfg), cfg) is None
+        assert overrides.varied(overrides.parsed(cfg)) == {typed.partition("=")[0]}

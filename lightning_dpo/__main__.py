@@ -1,7 +1,8 @@
 """`lightning-dpo COMMAND ...`, the same as `python -m lightning_dpo.COMMAND ...`."""
 
+import os
+import runpy
 import sys
-from importlib import import_module
 
 COMMANDS = {
     "train": "train a policy on preference pairs",
@@ -15,7 +16,8 @@ def main() -> None:
     command = sys.argv[1] if len(sys.argv) > 1 else "--help"
     if command in COMMANDS:
         sys.argv = [f"lightning-dpo {command}", *sys.argv[2:]]
-        import_module(f"lightning_dpo.{command}").main()
+        sys.path.insert(0, os.getcwd())  # as `python -m` does, for losses and scorers of one's own
+        runpy.run_module(f"lightning_dpo.{command}", run_name="__main__")
         return
     usage = "\n".join(f"  {name:10} {what}" for name, what in COMMANDS.items())
     print(f"usage: lightning-dpo COMMAND ...\n\n{usage}\n\nlightning-dpo COMMAND --help says more")

@@ -7,6 +7,7 @@ import traceback
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import NoReturn
 
 from rich.console import Console
 from rich.text import Text
@@ -53,6 +54,12 @@ def quiet() -> None:
         warnings.filterwarnings("ignore", message=message)
 
 
+def end_at_broken_pipe() -> NoReturn:
+    """The reader of `--help | head` is gone: say nothing more. SystemExit, because logging prints any Exception."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    sys.exit(1)
+
+
 @contextmanager
 def exit_codes(*user_errors: type[Exception]) -> Iterator[None]:
     """Around a command: an error that a person can act on becomes one line and its exit code, any other a traceback
@@ -64,9 +71,8 @@ def exit_codes(*user_errors: type[Exception]) -> Iterator[None]:
     try:
         yield
         sys.stdout.flush()
-    except BrokenPipeError:  # `--help | head`
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        sys.exit(1)
+    except BrokenPipeError:
+        end_at_broken_pipe()
     except (*EXIT_CODES, *user_errors) as error:
         print(f"error: {error}", file=sys.stderr)
         sys.exit(next((code for kind, code in EXIT_CODES.items() if isinstance(error, kind)), 2))

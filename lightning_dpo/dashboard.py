@@ -10,6 +10,7 @@ import json
 import sys
 from typing import Any
 
+from lightning_dpo.console import exit_codes
 from lightning_dpo.errors import ConfigError
 
 STEP = "trainer/global_step"
@@ -117,7 +118,7 @@ def main() -> None:
     parser.add_argument("--name", default="Preference tuning", help="of the workspace (default: %(default)s)")
     parser.add_argument("--dry-run", action="store_true", help="print the workspace's JSON, send nothing")
     arguments = parser.parse_args()
-    try:
+    with exit_codes():
         if arguments.dry_run:
             sys.stdout.write(as_json(workspace(arguments.entity, arguments.project, arguments.name)))
             return
@@ -125,9 +126,6 @@ def main() -> None:
 
         entity = arguments.entity or online_entity()
         print(workspace(entity, arguments.project, arguments.name).save().url)
-    except ConfigError as error:
-        print(f"error: {error}", file=sys.stderr)
-        sys.exit(2)
 
 
 if __name__ == "__main__":

@@ -9,8 +9,10 @@ other processes do not count. `trl` needs: pip install 'lightning-dpo[bench]'.
 """
 
 import argparse
-import sys
+from importlib.util import find_spec
 from pathlib import Path
+
+from lightning_dpo.console import exit_codes
 
 DEFAULT = ["base", "base-precomputed", "padded", "shared"]
 QUICK = {"model": "mini", "pairs": 4, "batches": 3}
@@ -21,11 +23,9 @@ def main() -> None:
     # after the arguments: a wrong one, or --help, is answered without loading torch
     from lightning_dpo.benchmark.run import run
 
-    try:
-        run(args.contenders, args.model, args.data, args.pairs, args.batches, args.dtype, args.threads, args.out)
-    except (ValueError, OSError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        sys.exit(2)
+    with exit_codes(ValueError, OSError):
+        names = args.contenders or [*DEFAULT, *(["trl", "trl-precomputed"] if find_spec("trl") else [])]
+        run(names, args.model, args.data, args.pairs, args.batches, args.dtype, args.threads, args.out)
 
 
 def _arguments() -> argparse.Namespace:

@@ -1,6 +1,5 @@
 """One benchmark: contenders in turn, then a table, benchmark.json and a picture."""
 
-import importlib.util
 import json
 import platform
 import sys
@@ -17,7 +16,6 @@ from tqdm import tqdm
 
 from lightning_dpo.batch import PairBatch
 from lightning_dpo.benchmark import measure, work
-from lightning_dpo.benchmark.__main__ import DEFAULT
 from lightning_dpo.benchmark.contender import Contender
 from lightning_dpo.benchmark.contenders import make
 
@@ -31,8 +29,7 @@ def run(
     """
     torch.set_num_threads(threads)
     device = "cuda" if torch.cuda.is_available() else "cpu"
-    installed = importlib.util.find_spec("trl") is not None
-    names = list(dict.fromkeys(names or [*DEFAULT, *(["trl", "trl-precomputed"] if installed else [])]))
+    names = list(dict.fromkeys(names))
     build = partial(work.build, model, getattr(torch, dtype), device)
     policy = build()
     drawn = [batch.to(device) for batch in work.batches(data, model, policy, batches, pairs)]

@@ -60,8 +60,8 @@ class WarnOnce(L.Callback):
 
 
 class DisplacementWarning(WarnOnce):
-    """The margin log π(chosen) - log π(rejected) grew since the first validation while log π(chosen) fell by `FALL` nats
-    per token or more: the chosen responses fell less than the rejected ones."""
+    """Since the first validation log π(chosen) fell by `FALL` nats per token or more, and the margin log π(chosen) -
+    log π(rejected) grew all the same: the rejected responses fell further."""
 
     def __init__(self):
         super().__init__()

@@ -1,5 +1,6 @@
 """Chats as text: a tokenizer's chat template, and where the assistant's turns stand in what it prints."""
 
+import string
 from datetime import date as Date
 from functools import cached_property
 from pathlib import Path
@@ -33,9 +34,7 @@ class Chat:
 
     def __init__(self, tokenizer: PreTrainedTokenizerBase, date: str | None = None):
         self.tokenizer: Any = tokenizer  # the base class does not declare what fast tokenizers have
-        self.date = date
-        # A render variable comes before transformers' own function of this name, which takes the clock's day.
-        self._variables = {} if date is None else {"strftime_now": _day(date).strftime}
+        self.date, self._today = date, "" if date is None else _today(date)
         self._prints_day = "strftime_now" in str(tokenizer.chat_template)
         if date is not None and not self._prints_day:
             raise DataError(f"data.date={date}: the chat template prints no day; leave it out")
@@ -107,17 +106,23 @@ class Chat:
                 f"would train other tokens tomorrow; type data.date={Date.today()}, or another day"
             )
         try:
-            return self.tokenizer.apply_chat_template(messages, tokenize=False, **options, **self._variables)
+            template = self._today + self.tokenizer.get_chat_template()
+            return self.tokenizer.apply_chat_template(messages, chat_template=template, tokenize=False, **options)
         except Exception as error:  # Jinja's own, and whatever a template raises
             first = str(error).splitlines()[0] if str(error) else type(error).__name__
             raise BadRow("template", f"the chat template refuses the messages: {printable(first, 120)}") from None
 
 
-def _day(date: str) -> Date:
+def _today(date: str) -> str:
+    """A Jinja macro that replaces the function `strftime_now` of transformers, which takes the clock's day. A function
+    given as a render variable does not arrive: transformers turns those into plain data."""
     try:
-        return Date.fromisoformat(date)
+        day = Date.fromisoformat(date)
     except ValueError as error:
         raise DataError(f"data.date={date}: {error}; type a day such as 2026-01-31") from None
+    codes = [f"%{dash}{letter}" for dash in ("", "-") for letter in string.ascii_letters]
+    replaced = "".join(f" | replace({code!r}, {day.strftime(code)!r})" for code in codes)
+    return "{%- macro strftime_now(format) -%}{{ format" + replaced + " }}{%- endmacro -%}"
 
 
 def template_text(template: str) -> str:

@@ -11,7 +11,6 @@ E[r] - β KL, so no policy lies above the curve. Samples of the reference, weigh
 import argparse
 import json
 import random
-import sys
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -20,7 +19,9 @@ from typing import TYPE_CHECKING, Any
 from hydra.experimental.callback import Callback
 from omegaconf import DictConfig, OmegaConf
 
+from lightning_dpo.console import exit_codes
 from lightning_dpo.demo import ASSETS, grammar
+from lightning_dpo.errors import ConfigError
 from lightning_dpo.files import write_json
 
 if TYPE_CHECKING:
@@ -153,10 +154,10 @@ def main() -> None:
     arguments = parser.parse_args()
     configs = sorted(arguments.folder.rglob("config.yaml"))
     other = [path for path in configs if not is_bundled(OmegaConf.load(path))]  # type: ignore[arg-type]
-    if not configs or other:
-        found = f"{other[0]}: a run of another model, other pairs or another scorer" if other else "no run below it"
-        print(f"error: {arguments.folder}: {found}; the optimum is known for data=reviews model=tiny", file=sys.stderr)
-        sys.exit(2)
+    with exit_codes():
+        if not configs or other:
+            found = f"{other[0]}: a run of another model, other pairs or another scorer" if other else "no run below it"
+            raise ConfigError(f"{arguments.folder}: {found}; the optimum is known for data=reviews model=tiny")
     content = curve(arguments.betas, arguments.samples, arguments.seed)
     write_json(arguments.folder / FILE, content)
     print(f"{'beta':>6} {'KL':>7} {'reward':>7} {'ess':>7}")

@@ -29,7 +29,13 @@ EXPLAINED = {
 
 
 def write(folder: Path, score: str | None = None) -> Path:
-    """See `lightning_dpo.report.write`."""
+    """Write `report.html`, `summary.csv` and `plots/` into a folder of runs, or into a run's own; returns the page.
+
+    Args:
+        score: which of the scorer's numbers is the frontier's; `reward`, or else the first.
+
+    Errors: ConfigError where there is no run, or no such score.
+    """
     runs = read(folder) if folder.is_dir() else []
     if not runs:
         raise ConfigError(f"{folder}: no run (config.yaml, metrics.csv, summary.json) in it or below it")

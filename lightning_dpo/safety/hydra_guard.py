@@ -59,7 +59,8 @@ def install(conf: str, prepare: Callable[[], None]) -> None:
 
     @wraps(compose)
     def checked(self: ConfigLoaderImpl, *args: Any, **kwargs: Any) -> DictConfig:
-        if not is_ours(self.config_search_path):
+        given = inspect.signature(compose).bind(self, *args, **kwargs).arguments
+        if not is_ours(self.config_search_path) or given["config_name"] is None:  # None: `--hydra-help`
             return compose(self, *args, **kwargs)
         prepare()
         try:
@@ -68,7 +69,7 @@ def install(conf: str, prepare: Callable[[], None]) -> None:
             if not _in_environ(error):
                 raise
             raise ConfigError(f"hydra.job.env_copy: {error} is not set in the environment") from None
-        _check_typed(cfg, inspect.signature(compose).bind(self, *args, **kwargs).arguments["overrides"])
+        _check_typed(cfg, given["overrides"])
         check(cfg)
         _check_secrets(cfg)
         return cfg

@@ -15,6 +15,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, TextIO
 
+from lightning_dpo.console import end_at_broken_pipe
 from lightning_dpo.errors import ConfigError
 from lightning_dpo.signatures import nodes
 
@@ -88,8 +89,13 @@ class Stream:
 
     @property
     def write(self) -> Any:
-        sink = self.__dict__["sink"]
-        return lambda text: sink(redact(text) if isinstance(text, str) else text)
+        return self._write
+
+    def _write(self, text: Any) -> Any:
+        try:
+            return self.__dict__["sink"](redact(text) if isinstance(text, str) else text)
+        except BrokenPipeError:
+            end_at_broken_pipe()
 
     def writelines(self, lines: Any) -> None:
         for line in lines:

@@ -21,7 +21,6 @@ from hydra.core.hydra_config import HydraConfig
 from hydra.experimental.callback import Callback
 from omegaconf import DictConfig, open_dict, read_write
 
-from lightning_dpo import report
 from lightning_dpo.config.request import Request
 from lightning_dpo.config.resolvers import visible_gpus
 from lightning_dpo.errors import ConfigError
@@ -170,13 +169,13 @@ def _end(sweep: Sweep, stopped: int | None = None) -> bool:
 
 def write_report(folder: Path) -> None:
     """What a sweep leaves about its runs: a table, here and in summary.csv, and a page."""
-    from lightning_dpo.report import rows, terminal
+    from lightning_dpo.report import page, rows, terminal
 
     if not any(rows.folders(folder)):
         return
     terminal.show(folder)
     try:
-        print(f"report     {report.write(folder)}", flush=True)
+        print(f"report     {page.write(folder)}", flush=True)
     except (ConfigError, OSError) as error:  # what failed is still to be told
         print(f"no report: {error}", flush=True)
 

@@ -135,6 +135,8 @@ def test_a_reference_free_loss_brings_no_reference_and_an_explicit_one_wins():
         (["data.weight_column=w", "loss=dr_dpo"], "data.weight_column=w with loss=dr_dpo: this loss has one value"),
         (["data.margin_column=m"], "data.margin_column=m with loss=dpo: this loss uses no margins"),
         (["data.streaming=true", "trainer.max_steps=9"], "reference=cached with data.streaming=true"),
+        (["data.streaming=true", "reference=copy", "data.report_ches=true"], "type data.streaming=false"),
+        (["data.report=1"], "data.report=1: found 1; allowed: true or false"),
         (["data.streaming=true", "reference=copy"], "nobody knows how long a stream is; type trainer.max_steps"),
         (["data.turns=first"], "data.turns=first: found the text 'first'; allowed: last or all"),
         (["data.on_bad_row=skip"], "allowed: stop or drop"),

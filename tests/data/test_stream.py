@@ -72,7 +72,6 @@ def test_bad_rows_of_a_stream_can_be_dropped_and_are_counted(make, few_reviews, 
     [
         (dict(val=0.1), "a stream cannot be split by prompt"),
         (dict(num_workers=2), "a stream is read by one"),
-        (dict(report=True), "type data.streaming=false"),
     ],
 )
 def test_what_a_stream_cannot_do_is_refused(make, options, said):

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import tempfile
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -20,14 +19,13 @@ if TYPE_CHECKING:
 SIDES = ("prompt", "chosen", "rejected")
 QUANTILES = (0.05, 0.25, 0.5, 0.75, 0.95)
 BINS = 50
-PIECE = 1 << 16
 
 
 def data_report(data: PreferenceDataModule) -> dict[str, Any]:
     """Everything about the data that a run knows before training, as plain JSON values.
 
     `rows` are records of the sources; a ranked list is one row and gives several pairs. The pairs read are those
-    trained, held out and dropped. Lengths are tokens, after cutting. Memory does not grow with the rows.
+    trained, held out and dropped. Lengths are tokens, after cutting. Memory grows by some 8-byte numbers a pair.
     """
     sets = data.sets()
     sources = _sources(data)
@@ -74,19 +72,17 @@ def _sources(data: PreferenceDataModule) -> list[dict[str, Any]]:
 
 def describe(pairs: PairSet) -> dict[str, Any]:
     """Counts, lengths and duplicates of one set."""
-    prompt = sorted_hashes(pairs, lambda p, c, r: p)
-    ordered = sorted_hashes(pairs, lambda p, c, r: _mix(_mix(p) + c) + r)
-    unordered = sorted_hashes(pairs, lambda p, c, r: _mix(_mix(p) + np.minimum(c, r)) + np.maximum(c, r))
-    per_prompt, distinct = runs(prompt), [runs(ordered)["distinct"], runs(unordered)["distinct"]]
+    per_prompt = np.unique(_hashes(pairs, _prompt), return_counts=True)[1]
+    ordered, unordered = (len(np.unique(_hashes(pairs, kind))) for kind in (_pair, _pair_either_way))
     flags = np.zeros(len(FLAGS), np.int64)
     for piece in pairs.columns("flags"):
         flags += [int((piece >> bit & 1).sum()) for bit in range(len(FLAGS))]
     return {
         "pairs": len(pairs),
-        "prompts": per_prompt["distinct"],
-        "pairs_per_prompt_max": per_prompt["longest"],
-        "exact_duplicates": len(pairs) - distinct[0],
-        "contradictory": distinct[0] - distinct[1],
+        "prompts": len(per_prompt),
+        "pairs_per_prompt_max": int(per_prompt.max(initial=0)),
+        "exact_duplicates": len(pairs) - ordered,
+        "contradictory": ordered - unordered,
         "lengths": {side: _lengths(pairs.columns(f"{side}_lengths")) for side in SIDES},
         "longer_wins": _longer_wins(pairs),
         **{name: int(n) for name, n in zip(FLAGS, flags, strict=True)},
@@ -98,50 +94,28 @@ def _mix(values: np.ndarray) -> np.ndarray:
     return values ^ (values >> np.uint64(29))
 
 
-def sorted_hashes(pairs: PairSet, combine) -> np.ndarray:
-    """A hash of each pair, sorted, in a temporary file: sorting a mapped file in place takes no memory of its own."""
-    if len(pairs) == 0:
-        return np.empty(0, np.uint64)
-    with tempfile.TemporaryFile() as file:
-        for hashes in zip(*(pairs.columns(f"{side}_hash") for side in SIDES), strict=True):
-            file.write(combine(*hashes).tobytes())
-        file.flush()
-        mapped = np.memmap(file, np.uint64, mode="r+")
-        mapped.sort()
-        return mapped
+def _prompt(p, c, r):
+    return p
 
 
-def runs(ordered: np.ndarray) -> dict[str, int]:
-    """Distinct values of a sorted array, and how often the most frequent one stands in it."""
-    distinct = longest = current = 0
-    previous = None
-    for start in range(0, len(ordered), PIECE):
-        piece = np.asarray(ordered[start : start + PIECE])
-        changes = np.flatnonzero(piece[1:] != piece[:-1]) + 1
-        lengths = np.diff(np.concatenate([[0], changes, [len(piece)]]))
-        distinct += len(lengths) - (previous == piece[0])
-        lengths[0] += current if previous == piece[0] else 0
-        longest, current, previous = max(longest, int(lengths.max())), int(lengths[-1]), piece[-1]
-    return {"distinct": int(distinct), "longest": longest}
+def _pair(p, c, r):
+    return _mix(_mix(p) + c) + r
+
+
+def _pair_either_way(p, c, r):
+    return _mix(_mix(p) + np.minimum(c, r)) + np.maximum(c, r)
+
+
+def _hashes(pairs: PairSet, kind: Callable[..., np.ndarray]) -> np.ndarray:
+    """A hash of each pair, made of those of its prompt, chosen and rejected: 8 bytes each."""
+    columns = zip(*(pairs.columns(f"{side}_hash") for side in SIDES), strict=True)
+    return np.concatenate([np.empty(0, np.uint64), *(kind(*hashes) for hashes in columns)])
 
 
 def overlap(train: PairSet, other: PairSet) -> dict[str, int]:
     """Distinct prompts, and distinct pairs in either order, that stand in both sets."""
-    kinds = {
-        "prompts": lambda p, c, r: p,
-        "pairs": lambda p, c, r: _mix(_mix(p) + np.minimum(c, r)) + np.maximum(c, r),
-    }
-    return {name: _common(sorted_hashes(train, f), sorted_hashes(other, f)) for name, f in kinds.items()}
-
-
-def _common(a: np.ndarray, b: np.ndarray) -> int:
-    common, previous = 0, None
-    for start in range(0, len(b) if len(a) else 0, PIECE):
-        values = np.unique(np.asarray(b[start : start + PIECE]))
-        at = np.minimum(np.searchsorted(a, values), len(a) - 1)
-        common += int((a[at] == values).sum()) - int(previous == values[0] and a[at[0]] == values[0])
-        previous = values[-1]
-    return common
+    kinds = {"prompts": _prompt, "pairs": _pair_either_way}
+    return {name: len(np.intersect1d(_hashes(train, kind), _hashes(other, kind))) for name, kind in kinds.items()}
 
 
 def _lengths(pieces: Iterable[np.ndarray]) -> dict[str, Any]:

@@ -1,16 +1,10 @@
-"""Theory as runs: the package's own losses on softmax bandits, where the optimum is known exactly.
+"""The runs: softmax bandits whose optimum is known, trained with the package's own losses.
 
-    python -m lightning_dpo.demo.bandit ipo    three actions of the IPO paper: IPO stays regularised, DPO goes greedy
-    python -m lightning_dpo.demo.bandit dpo    the closed form of DPO, π* ~ π_ref exp(r/β), is reached
-
-Each takes about a minute, prints a table and leaves table.csv and plot.png. All seeds, data sets and betas are one
-tensor, so that there is one loop; Adam treats each number by itself, so that they do not disturb each other.
+All seeds, data sets and betas are one tensor, so that there is one loop; Adam treats each number by itself, so they do
+not disturb each other.
 """
 
-import argparse
 import math
-import time
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import pandas as pd
@@ -204,34 +198,3 @@ def frontier(run: DPOBandit, log_policy: Tensor) -> tuple[float, float]:
     p = log_policy.exp()
     kl, reward = (p * (log_policy - run.reference)).sum(-1), (p * run.reward).sum(-1)
     return kl.mean().item(), reward.mean().item()
-
-
-def main() -> None:
-    from lightning_dpo.demo.bandit import plots
-
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("bandit", choices=LOSSES)
-    parser.add_argument("--output", type=Path, help="folder to write (default: outputs/bandit/{ipo,dpo})")
-    parser.add_argument("--steps", type=int, help="optimizer steps (default: ipo 18000, dpo 1500)")
-    parser.add_argument("--seed", type=int, default=0)
-    arguments = parser.parse_args()
-    given = {"seed": arguments.seed} | ({} if arguments.steps is None else {"steps": arguments.steps})
-    folder: Path = arguments.output or Path("outputs/bandit") / arguments.bandit
-    folder.mkdir(parents=True, exist_ok=True)
-    torch.set_num_threads(1)  # the tensors are tiny
-
-    begin = time.monotonic()
-    if arguments.bandit == "ipo":
-        run = ipo_bandit(**given)
-        table, figure = ipo_table(run), plots.ipo_figure(run)
-    else:
-        run = dpo_bandit(**given)
-        table, figure = dpo_table(run), plots.dpo_figure(run)
-    table.to_csv(folder / "table.csv", index=False)
-    figure.savefig(folder / "plot.png", dpi=110)
-    print(table.to_string(index=False, float_format=lambda x: f"{x:.4f}" if x == 0 or x > 1e-4 else f"{x:.0e}"))
-    print(f"{time.monotonic() - begin:.0f} s; written to {folder}: plot.png, table.csv")
-
-
-if __name__ == "__main__":
-    main()

@@ -8,7 +8,6 @@ import pytest
 from lightning_dpo import PreferenceDataModule
 from lightning_dpo.data.report import ches as module
 from lightning_dpo.data.report.ches import ches_report
-from lightning_dpo.errors import DataError
 from lightning_dpo.models import load_model
 from lightning_dpo.scoring.ches import ches_scores
 
@@ -37,8 +36,3 @@ def test_each_pair_has_its_row_and_the_highest_are_named(reviews, tmp_path, monk
     assert [pair["where"] for pair in report["most_alike"]] == [f"{rows[i]['source']}:{rows[i]['row']}" for i in order]
     assert report["pairs"] == 3 and report["q50"] == pytest.approx(sorted(expected)[1], rel=1e-4)
     assert json.loads(json.dumps(report)) == report
-
-
-def test_a_stream_has_no_report(reviews, few_reviews):
-    with pytest.raises(DataError, match="a stream is read as it is trained"):
-        PreferenceDataModule(reviews / "model", few_reviews, streaming=True, report_ches=True)

@@ -130,7 +130,7 @@ class Saving(L.Callback):
         began = time.monotonic()
         self._ended_early = trainer.should_stop
         module.ledger.write(trainer)
-        for name in ("metrics.csv", "samples.jsonl"):
+        for name in ("metrics.csv", "samples.jsonl", nonfinite.FILE):
             if (self.folder / name).exists():
                 fsync(self.folder / name)
         trainer.save_checkpoint(self.folder / "checkpoints" / LAST)

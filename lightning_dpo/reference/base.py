@@ -45,7 +45,7 @@ class Reference(nn.Module):
         raise NotImplementedError
 
     def prepare(self, policy: PreTrainedModel, trainer: Trainer) -> None:
-        """Called on every rank before training, before the policy has changed."""
+        """Called on every rank when a trainer sets up: before training, and before a validation by itself."""
 
     def forward(self, batch: PairBatch) -> TokenLogps:
         raise NotImplementedError

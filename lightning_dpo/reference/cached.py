@@ -1,8 +1,4 @@
-"""Where reference log-probabilities come from: a store of numbers (cached), a frozen copy, or nowhere (None).
-
-A reference is called with a batch and returns its TokenLogps. `bind` tells it the policy that it belongs to, `prepare`
-runs before training, and `live` lends a scorer for sequences that no data set holds (sampled completions).
-"""
+"""Reference log-probabilities computed once, kept on disk, and joined to the rows."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -26,8 +22,9 @@ CACHE_DIR = "~/.cache/lightning_dpo/reference"
 class CachedReference(Reference):
     """Log-probabilities of every pair, computed once, kept on disk and joined to the rows before the sampler sees them.
 
-    An entry is found by what changes its numbers: weights, token ids, dtype and precision. Beta, the loss, the learning
-    rate, the seed and the output folder do not. Needs a PreferenceDataModule (`trainer.fit(module, datamodule=...)`).
+    An entry is found by what changes its numbers: weights, configuration, token ids, dtype and precision. Beta, the
+    loss, the learning rate, the seed and the output folder do not. Needs a PreferenceDataModule
+    (`trainer.fit(module, datamodule=...)`).
 
     Args:
         path: folder or hub id of the reference; None takes the policy as it is before training.

@@ -1,6 +1,6 @@
 """Reference log-probabilities on disk, found by content.
 
-An entry is a folder named by its key: `logps.safetensors` (float32, nats, one value per response token) and a
+An entry is a folder named by its key: `logps.safetensors` (float32, nats, one value per trained token) and a
 `manifest.json` to read. It appears whole or not at all; a lock lets the second of two runs wait for the first; a
 damaged entry is computed again. It is computed in parts, which are files of their own until all are there: a run that
 was stopped half-way goes on with the next part, and several ranks share the parts among them.

@@ -37,12 +37,12 @@ class Damaged(ValueError):
 class AtomicCheckpointIO(CheckpointIO):
     """How a Trainer writes and reads checkpoints: `Trainer(plugins=[AtomicCheckpointIO()])`.
 
-    A new `last.ckpt` moves the former one to `previous.ckpt`. Lightning's own writer goes by way of $TMPDIR, which may
-    be another disk, and where that one is full it leaves the former checkpoint truncated.
+    A new `last.ckpt` moves the one before it to `previous.ckpt`. Lightning's own writer goes by way of $TMPDIR, which
+    may be another disk, and where that one is full it leaves the checkpoint before it truncated.
     """
 
     def save_checkpoint(self, checkpoint: dict[str, Any], path: str | Path, storage_options: Any = None) -> None:
-        """Errors: OSError that names the path; files that were there before are as they were."""
+        """Errors: OSError that names the path; a checkpoint that was there is kept, as `previous.ckpt` at least."""
         path = Path(path)
         temporary = path.with_name(f".{path.name}.tmp")
         try:

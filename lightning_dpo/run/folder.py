@@ -28,7 +28,7 @@ log = logging.getLogger(__name__)
 
 PACKAGES = ("lightning-dpo", "torch", "lightning", "transformers", "hydra-core", "wandb")
 LOCK = ".run.lock"
-WRITTEN = ("metrics.csv", "samples.jsonl", "summary.json")
+WRITTEN = ("metrics.csv", "samples.jsonl", "nonfinite.jsonl", "summary.json")
 """Files that only a run has written."""
 
 

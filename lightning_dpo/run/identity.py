@@ -1,6 +1,6 @@
 """Which run is this: its settings, and the contents of the files that they name.
 
-A run resumes, a job of a sweep is skipped, and a report compares runs by the same fingerprint.
+A run resumes and a job of a sweep is skipped by its fingerprint; a report leaves out the keys that make no difference.
 """
 
 import hashlib

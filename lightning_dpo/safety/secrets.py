@@ -89,13 +89,15 @@ class Stream:
 
     @property
     def write(self) -> Any:
-        return self._write
+        sink = self.__dict__["sink"]
 
-    def _write(self, text: Any) -> Any:
-        try:
-            return self.__dict__["sink"](redact(text) if isinstance(text, str) else text)
-        except BrokenPipeError:
-            end_at_broken_pipe()
+        def write(text: Any) -> Any:
+            try:
+                return sink(redact(text) if isinstance(text, str) else text)
+            except BrokenPipeError:
+                end_at_broken_pipe()
+
+        return write
 
     def writelines(self, lines: Any) -> None:
         for line in lines:

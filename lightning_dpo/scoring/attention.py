@@ -118,7 +118,7 @@ def shared_prefix_attention(
     if dpo_segments is None:
         raise RuntimeError(
             "the model's layers got no dpo_segments while packed rows are on; for other inputs call it inside "
-            "lightning_dpo.attention.plain_attention(model)"
+            "lightning_dpo.scoring.attention.plain_attention(model)"
         )
     unknown = sorted(k for k, v in others.items() if v is not None and v is not False and k not in HARMLESS)
     tokens = sum(dpo_segments.pieces)

@@ -22,7 +22,7 @@ def check_first_batch(
 ) -> None:
     """Stop the run unless its scoring is right, before the first step changes anything.
 
-    The shortest pair of the batch is scored by the run's path, padded beside the longest, and by the plainest path:
+    The shortest pair of the batch is scored by the run's path, beside the longest, and by the plainest path:
     one unpadded sequence, all logits, log-softmax.
 
     Args:

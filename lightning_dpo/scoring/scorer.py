@@ -1,4 +1,4 @@
-"""model + PairBatch -> TokenLogps: the only place with the shift by one, the mask and the head."""
+"""model + PairBatch -> TokenLogps. The shift by one is in layout.py, attention in attention.py, the head in head.py."""
 
 import logging
 from collections.abc import Collection

@@ -1,7 +1,8 @@
 """One job of a sweep is a folder: `job.json` says what runs there and how it ended, `output.log` what it printed.
 
 A job that is done is not run again while its configuration is the same. One that broke off resumes. One whose
-configuration has changed starts anew, and its previous folder is kept beside the sweep's, in `<sweep>.replaced/`.
+configuration has changed starts anew, and its previous folder is kept beside the sweep's, in `<sweep>.replaced/`; one
+that only a changed default makes another run is refused.
 """
 
 import gc

@@ -1,6 +1,6 @@
 """A sweep is a folder of jobs: `outputs/sweeps/<sweep_name>/<overrides>/`. Hydra makes the jobs and launches them.
 
-Typing the same command again continues a sweep that has a fixed name: see lightning_dpo.jobs. `sweep.json` says what
+Typing the same command again continues a sweep that has a fixed name: see job.py. `sweep.json` says what
 was typed; `.sweep.lock` keeps a second sweep out; at the end the runs are compared and the failed ones listed.
 """
 

@@ -69,7 +69,7 @@ def test_wandb_knows_the_axis_and_what_is_best(command, short, tmp_path, wandb_r
 
 def test_each_job_of_a_sweep_is_a_run_of_one_group_that_says_how_it_ended(command, short, tmp_path, wandb_records):
     options = [s for s in short if not s.startswith("output_dir")]
-    scorer = "samples.scorer=tests.test_sweep.break_for_seed_1"
+    scorer = "samples.scorer=tests.sweep.test_sweep.break_for_seed_1"
     code, said = command("-m", *options, "trainer.max_steps=1", "sweep_name=g", "seed=0,1", scorer)
     assert code == 1, said
     ids = set()

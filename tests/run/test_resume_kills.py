@@ -218,7 +218,7 @@ def test_max_time_saves_in_time(tmp_path):
         run.fit(module, loader(random_pairs(), 3))
     assert time.monotonic() < began + 6
     saved = checkpoint.read(tmp_path / "checkpoints" / "last.ckpt")
-    assert saved["global_step"] == run.global_step == metrics.rows > 1
+    assert saved["global_step"] == run.global_step == metrics.file.lines > 1
 
 
 def test_a_full_disk_ends_the_run_with_the_path_and_costs_nothing(start):
@@ -294,7 +294,7 @@ def test_going_on_as_another_run_is_refused_by_the_names_of_the_keys(tmp_path, c
     former = RunFolder(run_config(tmp_path), config)
     assert former.begin({"train": ["content"], "val": []}) is None
     path = tmp_path / "checkpoints" / "last.ckpt"
-    AtomicCheckpointIO().save_checkpoint({"run": former.about}, path)
+    AtomicCheckpointIO().save_checkpoint({"run": former.metadata}, path)
     data = {"train": ["content"] if change else ["edited"], "val": []}
     if told is None:
         assert RunFolder(run_config(tmp_path), config | change).begin(data) == path
@@ -302,7 +302,7 @@ def test_going_on_as_another_run_is_refused_by_the_names_of_the_keys(tmp_path, c
     with pytest.raises(ConfigError, match=told.replace(".", r"\.")):
         RunFolder(run_config(tmp_path), config | change).begin(data)
     assert RunFolder(run_config(tmp_path, resume_override=True), config | change).begin(data) == path
-    summary = {"objective": {"value": 1}, "run": former.about}
+    summary = {"objective": {"value": 1}, "run": former.metadata}
     (tmp_path / "summary.json").write_text(json.dumps(summary))
     assert RunFolder(run_config(tmp_path), config).finished() == summary
     if change:
@@ -326,7 +326,7 @@ def test_a_checkpoint_may_be_named_and_never_wants_an_empty_folder(tmp_path):
     former = RunFolder(run_config(tmp_path / "former"), {"seed": 1})
     former.begin({})
     path = tmp_path / "former" / "checkpoints" / "kept.ckpt"
-    AtomicCheckpointIO().save_checkpoint({"run": former.about}, path)
+    AtomicCheckpointIO().save_checkpoint({"run": former.metadata}, path)
     assert RunFolder(run_config(tmp_path / "branch", resume=str(path)), {"seed": 1}).begin({}) == path
     with pytest.raises(ConfigError, match="seed 1 -> 2"):
         RunFolder(run_config(tmp_path / "branch", resume=str(path)), {"seed": 2}).begin({})
@@ -518,7 +518,7 @@ def test_memory_and_open_files_do_not_grow(tmp_path, few_reviews):
     trainer(callbacks=callbacks, plugins=[AtomicCheckpointIO()], logger=[metrics], log_every_n_steps=1, **options).fit(
         module, datamodule=data
     )
-    assert len(seen) == 10 and metrics.rows == 5010
+    assert len(seen) == 10 and metrics.file.lines == 5010
     memory, files = zip(*seen[2:], strict=True)
     print("MB:", [m >> 20 for m in memory], "files:", files)
     assert max(memory) - memory[0] < 30 << 20 and max(files) <= files[0]

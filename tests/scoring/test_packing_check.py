@@ -1,4 +1,4 @@
-"""Where packed rows would be silently wrong, the rule or the probe_packing says so, and `auto` pads and scores right."""
+"""Where packed rows would be silently wrong, the rule or the probe says so, and `auto` pads and scores right."""
 
 import pytest
 import torch

@@ -97,9 +97,8 @@ def test_nothing_leaks_from_one_job_into_the_next(sweep, command, short, folder,
 
 def test_a_job_returns_its_objective_to_the_sweeper(sweep, folder):
     RETURNED.clear()
-    assert (
-        sweep("beta=0.1,0.5", "objective=val/loss", "+hydra.callbacks.seen._target_=tests.test_sweep.Returned")[0] == 0
-    )
+    callback = "+hydra.callbacks.seen._target_=tests.sweep.test_sweep.Returned"
+    assert sweep("beta=0.1,0.5", "objective=val/loss", callback)[0] == 0
     summaries = [json.loads((folder / f"beta{beta}" / "summary.json").read_text()) for beta in (0.1, 0.5)]
     assert RETURNED == [summary["metrics"]["val/loss"] for summary in summaries]
 
@@ -117,7 +116,7 @@ def test_a_failing_job_stops_no_other_and_is_told_at_the_end(sweep, folder):
 
 
 def test_the_same_command_runs_what_is_not_done(sweep, folder, monkeypatch):
-    again = ("seed=0,1", "samples.scorer=tests.test_sweep.break_for_seed_1")
+    again = ("seed=0,1", "samples.scorer=tests.sweep.test_sweep.break_for_seed_1")
     code, said = sweep(*again)
     assert code == 1 and "RuntimeError: no scorer today" in said and "1 of 2 jobs failed" in said
     monkeypatch.setenv("TEST_REPAIRED", "1")
@@ -148,7 +147,7 @@ def test_finished_jobs_are_skipped_and_changed_ones_are_not(sweep, folder):
 def test_a_signal_ends_a_sweep_with_its_code_and_the_way_on(sweep, folder, monkeypatch, number):
     monkeypatch.setenv("TEST_SIGNAL", str(int(number)))
     handler = signal.getsignal(number)
-    code, said = sweep("seed=0,1", "samples.scorer=tests.test_sweep.interrupt")
+    code, said = sweep("seed=0,1", "samples.scorer=tests.sweep.test_sweep.interrupt")
     assert code == 128 + number and "stopped; continue with: python -m lightning_dpo.train -m" in said
     assert record(folder / "seed0")["state"] == "stopped" and not (folder / "seed1").exists()
     assert signal.getsignal(number) == handler

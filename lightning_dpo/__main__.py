@@ -20,7 +20,7 @@ def main() -> None:
         runpy.run_module(f"lightning_dpo.{command}", run_name="__main__")
         return
     usage = "\n".join(f"  {name:10} {what}" for name, what in COMMANDS.items())
-    print(f"usage: lightning-dpo COMMAND ...\n\n{usage}\n\nlightning-dpo COMMAND --help says more")
+    print(f"usage: lightning-dpo COMMAND ...\n\n{usage}\n\nType lightning-dpo COMMAND --help for more")
     if command not in ("--help", "-h"):
         print(f"\nerror: unknown command {command!r}", file=sys.stderr)
         sys.exit(2)

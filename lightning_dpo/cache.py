@@ -1,4 +1,4 @@
-"""Results on disk that are found by what they were computed from."""
+"""A cache on disk, found by content."""
 
 import hashlib
 import json
@@ -18,12 +18,12 @@ log = logging.getLogger(__name__)
 T = TypeVar("T")
 
 DAMAGE = (OSError, ValueError, KeyError, SafetensorError)
-"""What reading an entry raises whose files were cut or altered."""
+"""Errors of reading an entry whose files were truncated or altered."""
 
 
 class Cache:
-    """Entries are folders named by the hash of their key. An entry appears whole or not at all, a lock lets the second
-    of two processes wait for the first, and a damaged entry is computed again."""
+    """Entries are folders named by the hash of their key. They are written atomically, under a lock that makes a second
+    process wait, and a damaged entry is computed again."""
 
     def __init__(self, folder: str | Path):
         self.folder = Path(folder).expanduser()
@@ -32,12 +32,12 @@ class Cache:
         return self.folder / hashlib.sha256(json.dumps(key, sort_keys=True).encode()).hexdigest()[:32]
 
     def lock(self, key: dict[str, Any]) -> FileLock:
-        """For as long as an entry is looked for and written."""
+        """Held while an entry is read and, if it is missing, written."""
         self.folder.mkdir(parents=True, exist_ok=True)
         return FileLock(self.path(key).with_suffix(".lock"))
 
     def read(self, key: dict[str, Any], read: Callable[[Path], T]) -> T | None:
-        """The entry; None where there is none, or a damaged one, which is removed."""
+        """The entry; None if it is missing, or damaged and removed."""
         entry = self.path(key)
         if not entry.exists():
             return None
@@ -54,7 +54,7 @@ class Cache:
             write(folder)
 
     def entry(self, key: dict[str, Any], read: Callable[[Path], T], write: Callable[[Path], None]) -> T:
-        """The entry, written where there is none."""
+        """The entry, written if it is missing."""
         with self.lock(key):
             found = self.read(key, read)
             if found is None:

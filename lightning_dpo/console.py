@@ -1,4 +1,4 @@
-"""The terminal: what a command says, and how it ends."""
+"""The terminal: what a command prints, and its exit code."""
 
 import logging
 import os
@@ -36,13 +36,13 @@ def say(text: Text | str) -> None:
 
 
 def quiet_imports() -> None:
-    """Silence warnings that the stack prints when it is imported."""
+    """Silence warnings of libraries that are imported."""
     for name in NOISY:
         logging.getLogger(name).setLevel(logging.ERROR)
 
 
 def quiet() -> None:
-    """Silence notices of the stack that ask nothing of the reader."""
+    """Silence notices of libraries that ask nothing of the reader."""
     import transformers
 
     for name in ("lightning.pytorch", "lightning.fabric"):
@@ -55,15 +55,15 @@ def quiet() -> None:
 
 
 def end_at_broken_pipe() -> NoReturn:
-    """The reader of `--help | head` is gone: say nothing more. SystemExit, because logging prints any Exception."""
+    """End quietly when the reader of `--help | head` is gone. SystemExit, because logging prints any Exception."""
     os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     sys.exit(1)
 
 
 @contextmanager
 def exit_codes(*user_errors: type[Exception]) -> Iterator[None]:
-    """Around a command: an error that a person can act on becomes one line and its exit code, any other a traceback
-    and 1.
+    """Around a command: an error that a person can act on becomes one line and its exit code; any other error becomes a
+    traceback and 1.
 
     Args:
         user_errors: further types that a person can act on; they exit with 2.

@@ -1,4 +1,4 @@
-"""Errors that a person can act on. A command prints one line for them and exits with their code."""
+"""Errors that a person can act on: a command prints one line and exits with their code."""
 
 
 class ConfigError(ValueError):
@@ -18,4 +18,4 @@ class OutOfTime(RuntimeError):
 
 
 EXIT_CODES: dict[type[Exception], int] = {ConfigError: 2, DataError: 2, NonFiniteError: 1, OutOfTime: 1}
-"""0 is a run that finished, 130 and 143 are runs that Ctrl-C and SIGTERM stopped; any other error is 1."""
+"""Besides: 0 for a finished run, 130 and 143 after Ctrl-C and SIGTERM, 1 for any other error."""

@@ -1,4 +1,4 @@
-"""Files that appear whole or not at all, their names, and files that grow by lines."""
+"""Atomic files and folders, files that grow by lines, safe names."""
 
 import glob
 import hashlib
@@ -15,9 +15,9 @@ from typing import Any
 
 @contextmanager
 def whole_folder(final: Path) -> Iterator[Path]:
-    """A temporary folder beside `final`, which takes its place, flushed, when the block ends without an error.
+    """A temporary folder that replaces `final`, flushed to disk, when the block ends without an error.
 
-    What a process that was killed has left is removed: the caller keeps others out, by a lock.
+    Leftovers of killed processes are removed, so the caller must hold a lock.
     """
     for left in final.parent.glob(f".{glob.escape(final.name)}.????????"):
         shutil.rmtree(left)
@@ -36,7 +36,7 @@ def whole_folder(final: Path) -> Iterator[Path]:
 
 
 def fsync(path: Path) -> None:
-    """Have the disk hold a file, or the names in a folder."""
+    """Flush a file, or the names in a folder, to disk."""
     handle = os.open(path, os.O_RDONLY)
     try:
         os.fsync(handle)
@@ -45,7 +45,7 @@ def fsync(path: Path) -> None:
 
 
 class LineFile:
-    """A text file that grows by lines, and is cut back to the state of a checkpoint: its number of lines."""
+    """A text file that grows by lines. Its state in a checkpoint is the number of lines, to which it is cut back."""
 
     def __init__(self, path: Path):
         self.path = path
@@ -58,7 +58,7 @@ class LineFile:
         self.lines += len(lines)
 
     def cut(self, lines: int) -> None:
-        """Remove what follows the first `lines`; a file that does not exist starts anew.
+        """Keep the first `lines`; a file that does not exist starts anew.
 
         Errors: ValueError if it has fewer.
         """
@@ -89,11 +89,11 @@ def write_json(path: Path, content: dict) -> None:
 
 
 LONGEST = 120
-"""Bytes of a name; file systems end at 255."""
+"""Bytes of a name; file systems allow 255."""
 
 
 def slug(text: Any) -> str:
-    """A name that is one safe path component; a long one ends in a hash of the whole.
+    """One safe path component; a long name ends in a hash of the whole.
 
     >>> slug("../../etc/passwd"), slug("beta 0.1, loss=ipo")
     ('etc-passwd', 'beta-0.1-loss-ipo')

@@ -1,6 +1,7 @@
-"""What a training step adds up to: exact means over its pairs, its row of metrics, and whether it is finite."""
+"""What an optimizer step adds up to: exact means over its pairs, its row of metrics, and whether it is finite."""
 
-from collections.abc import Callable, Iterable, Mapping
+import logging
+from collections.abc import Callable, Mapping
 from functools import partial
 from typing import Any
 
@@ -9,33 +10,16 @@ import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
+from lightning_dpo import nonfinite
 from lightning_dpo.batch import PairBatch
+from lightning_dpo.errors import NonFiniteError
 from lightning_dpo.losses import PairLogps
-from lightning_dpo.nonfinite import NonFinite, Steps
+from lightning_dpo.nonfinite import MicroBatch, NonFinite, Step
+
+log = logging.getLogger(__name__)
 
 ROWS_AT_ONCE = 10
-"""Steps whose rows stay on a GPU until they are fetched together."""
-
-
-class Rows:
-    """Rows that no logger has got yet. Their values stay on the device, which need not be waited for at every step."""
-
-    def __init__(self):
-        self._waiting: list[tuple[int, list[str], Tensor]] = []
-
-    def __len__(self) -> int:
-        return len(self._waiting)
-
-    def add(self, step: int, row: Mapping[str, Any], device: torch.device) -> None:
-        values = [torch.as_tensor(value, dtype=torch.float64, device=device) for value in row.values()]
-        self._waiting.append((step, list(row), torch.stack(values)))
-
-    def write(self, loggers: Iterable[Any]) -> None:
-        waiting, self._waiting = self._waiting, []
-        for step, names, values in waiting:
-            row = dict(zip(names, values.tolist(), strict=True))
-            for logger in loggers:
-                logger.log_metrics(row, step=step)
+"""Rows of metrics that stay on a GPU until they are fetched together."""
 
 
 class PairMeans:
@@ -48,12 +32,12 @@ class PairMeans:
     def update(self, metrics: dict[str, Tensor]) -> None:
         self.names = tuple(metrics)
         ones = torch.ones_like(metrics["loss"])
-        # float64: 10^6 pairs of length 10^3 leave float32's integers
+        # float64: the sum of 10^6 lengths of 10^3 tokens exceeds the integers of float32
         sums = torch.stack([value.double().sum() for value in (ones, *metrics.values())])
         self.sums = sums if self.sums is None else self.sums + sums
 
     def compute(self, all_reduce: Callable[[Tensor], Tensor]) -> tuple[dict[str, Tensor], Tensor]:
-        """Means by name and the number of pairs, over all ranks; then empty again.
+        """Means by name and the number of pairs, over all ranks. Resets the sums.
 
         `all_reduce` sums a tensor over the ranks.
         """
@@ -64,9 +48,10 @@ class PairMeans:
 
 
 class StepLedger:
-    """The optimizer step that is under way: each micro-batch is opened and added, and the complete step is closed.
+    """The current optimizer step: `open` and `add` each micro-batch, then `divide` and `close` the complete step.
 
-    Rows and non-finite steps wait on the device until `write`, so that a GPU is waited for once for several steps.
+    Rows of metrics, and whether their steps are finite, stay on the device until `write`: several steps wait for a GPU
+    only once.
 
     Args:
         nonfinite: see DPOModule.
@@ -74,17 +59,22 @@ class StepLedger:
 
     def __init__(self, nonfinite: NonFinite):
         self.nonfinite = nonfinite
-        self._means, self._rows, self._steps = PairMeans(), Rows(), Steps()
+        self._means = PairMeans()
+        self._micro_batches: list[MicroBatch] = []
+        self._memory: dict[str, Tensor] = {}
+        self._steps: list[Step] = []
+        self._rows: list[tuple[int, list[str], Tensor]] = []
+        self._error: str | None = None
 
     def open(self, loss: Any) -> None:
-        """Before a micro-batch: remember the state of a loss with a memory, which a skipped step must not change."""
-        if self.nonfinite == "skip":
-            self._steps.begin(loss)
+        """Before a micro-batch: copy the state of a loss with a memory, which a skipped step must not change."""
+        if self.nonfinite == "skip" and not self._micro_batches and isinstance(loss, torch.nn.Module):
+            self._memory = {name: value.clone() for name, value in loss.state_dict().items()}
 
     def add(self, batch: PairBatch, logps: PairLogps, metrics: dict[str, Tensor]) -> None:
-        """A micro-batch; each of the metrics is [pair]."""
+        """A micro-batch; each of the metrics has shape [pair]."""
         self._means.update(metrics)
-        self._steps.add(batch, logps, metrics["loss"])
+        self._micro_batches.append(MicroBatch.of(batch, logps, metrics["loss"]))
 
     def divide(self, gradients: list[Tensor], trainer: L.Trainer) -> dict[str, Any]:
         """Turn the gradients of a sum over pairs into those of the mean over the step's pairs; returns the means."""
@@ -96,29 +86,56 @@ class StepLedger:
         return means
 
     def close(self, row: Mapping[str, Any], trainer: L.Trainer, optimizer: Optimizer, loss: Any) -> None:
-        """The step is complete, and its gradients are the mean's. `row` is its row of metrics.
+        """After the last micro-batch and `divide`. `row` is the step's row of metrics.
 
-        Errors: NonFiniteError where it is not finite and `nonfinite` is "stop".
+        Errors: NonFiniteError where a step is not finite and `nonfinite` is "stop".
         """
-        step = trainer.global_step + 1  # this one counts already: the number of optimizer steps done
-        scaled = getattr(trainer.precision_plugin, "scaler", None) is not None
-        self._steps.close(step, row["train/loss"], row["train/grad_norm"], scaled)
-        device = trainer.strategy.root_device
-        if step % trainer.log_every_n_steps == 0:  # type: ignore[attr-defined]
-            self._rows.add(step, row, device)
+        number, device = trainer.global_step + 1, trainer.strategy.root_device
+        # The mean loss is finite if and only if every pair's is. Infinite gradients in float16 are left to the scaler.
+        finite, grad_norm = row["train/loss"].isfinite(), row["train/grad_norm"]
+        if getattr(trainer.precision_plugin, "scaler", None) is None:
+            finite = finite & grad_norm.isfinite()
+        self._steps.append(Step(number, finite, grad_norm, self._micro_batches))
+        self._micro_batches = []
+        if number % trainer.log_every_n_steps == 0:  # type: ignore[attr-defined]
+            values = [torch.as_tensor(value, dtype=torch.float64, device=device) for value in row.values()]
+            self._rows.append((number, list(row), torch.stack(values)))
         if self.nonfinite == "skip":
-            self._steps.skip(trainer, optimizer, loss)
+            self._skip(trainer, optimizer, loss)
         if len(self._rows) >= (1 if device.type == "cpu" else ROWS_AT_ONCE):
             self.write(trainer)
 
     def write(self, trainer: L.Trainer) -> None:
-        """Give the loggers the rows of the steps so far, and check those steps.
+        """Pass the rows so far to the loggers, and check their steps.
 
         Errors: NonFiniteError where one was not finite, from then on at every call.
         """
-        self._rows.write(trainer.loggers)
+        rows, self._rows = self._rows, []
+        for number, names, values in rows:
+            row = dict(zip(names, values.tolist(), strict=True))
+            for logger in trainer.loggers:
+                logger.log_metrics(row, step=number)
         self.check(trainer)
 
     def check(self, trainer: L.Trainer) -> None:
         """Errors: NonFiniteError where a step was not finite."""
-        self._steps.check(trainer)
+        if bad := self._nonfinite_steps():
+            self._error = f"{nonfinite.write(bad, trainer)}; {nonfinite.REMEDIES}"
+        if self._error:
+            raise NonFiniteError(self._error)
+
+    def _nonfinite_steps(self) -> list[Step]:
+        """The steps since the last call that are not finite. Waits for the device once."""
+        steps, self._steps = self._steps, []
+        finite = torch.stack([step.finite for step in steps]).tolist() if steps else []
+        return [step for step, good in zip(steps, finite, strict=True) if not good]
+
+    def _skip(self, trainer: L.Trainer, optimizer: Optimizer, loss: Any) -> None:
+        """If the step is not finite, keep the optimizer from changing weights and moments, and restore the loss's
+        memory. The optimizer steps right after, so this cannot wait until `write`."""
+        if bad := self._nonfinite_steps():
+            log.warning("%s; step skipped", nonfinite.write(bad, trainer))
+            for parameter in (p for group in optimizer.param_groups for p in group["params"]):
+                parameter.grad = None
+            if self._memory:
+                loss.load_state_dict(self._memory)

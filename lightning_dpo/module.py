@@ -1,4 +1,4 @@
-"""DPOModule: the training step, the optimizer and what is logged. It never learns which loss it holds."""
+"""DPOModule: the training step, the optimizer and what is logged, the same for every loss."""
 
 from collections import defaultdict
 from collections.abc import Callable, Mapping
@@ -13,11 +13,11 @@ from torch import Tensor
 from torch.optim import AdamW, Optimizer
 from transformers import PreTrainedModel
 
-from lightning_dpo import losses, nonfinite
+from lightning_dpo import nonfinite
 from lightning_dpo.batch import PairBatch
 from lightning_dpo.ledger import PairMeans, StepLedger
 from lightning_dpo.losses import Loss, PairLogps, needs_of
-from lightning_dpo.losses.needs import check_batches, check_reference
+from lightning_dpo.losses.needs import check_batches, check_columns, check_reference
 from lightning_dpo.losses.plain import as_loss, to_plain
 from lightning_dpo.metrics import pair_metrics
 from lightning_dpo.models.layers import without_dropout
@@ -37,22 +37,22 @@ class DPOModule(L.LightningModule):
     """A policy, a pairwise preference loss and a reference, for any `lightning.Trainer`.
 
     Args:
-        model: the policy, or its folder or hub id (loaded in float32). Dropout stays off in training and scoring.
-        loss: `partial(losses.dpo, beta=0.1)` or any function PairLogps -> PairLoss; a loss with a memory is a module,
-            which the checkpoint keeps.
+        model: the policy, or its folder or hub id (loaded in float32). Dropout is off in training too.
+        loss: `partial(losses.dpo, beta=0.1)` or any function PairLogps -> PairLoss. A loss with a memory is an
+            nn.Module, and checkpoints keep its state.
         reference: CopyReference() or CachedReference(); None for a loss that needs none.
         optimizer: parameters -> optimizer.
         scheduler: (optimizer, total optimizer steps) -> schedule, stepped after each optimizer step.
-        trust_remote_code: for a model given as a path.
+        trust_remote_code: whether a model loaded from a folder or the hub may run its own code.
         scoring: how a batch is laid out for the model, see Scorer.
-        nonfinite: a step whose loss or gradient is NaN or infinite ends the run ("stop": NonFiniteError), or changes
-            nothing ("skip"); its rows go to `nonfinite.jsonl` in the trainer's default_root_dir.
+        nonfinite: a step whose loss or gradient is NaN or infinite raises NonFiniteError ("stop") or leaves the weights
+            unchanged ("skip"). Its rows go to `nonfinite.jsonl` in the trainer's default_root_dir.
 
-    Batches are PairBatch objects, as PreferenceDataModule makes them. An optimizer step is the mean over all its pairs,
-    whatever the micro-batches, the ranks or the size of the last window.
+    Batches are PairBatch objects, as PreferenceDataModule makes them. An optimizer step minimises the mean over all its
+    pairs, whatever the micro-batches, the ranks or the size of the last window.
 
-    A checkpoint holds the policy and plain settings: `DPOModule.load_from_checkpoint(path)` restores the policy and the
-    loss, without a reference (a loss of one's own package is given again: `load_from_checkpoint(path, loss=...)`).
+    A checkpoint holds the policy and plain settings. `DPOModule.load_from_checkpoint(path)` restores the policy and the
+    loss, without a reference. A loss from another package must be passed: `load_from_checkpoint(path, loss=...)`.
     """
 
     def __init__(
@@ -68,7 +68,7 @@ class DPOModule(L.LightningModule):
     ):
         super().__init__()
         self.policy = as_model(model, trust_remote_code)
-        self.loss = as_loss(loss, losses)
+        self.loss = as_loss(loss)
         self.needs = needs_of(self.loss)
         check_reference(self.needs, reference)
         self.optimizer, self.scheduler = optimizer, scheduler
@@ -77,18 +77,18 @@ class DPOModule(L.LightningModule):
             dtype = str(self.policy.dtype).removeprefix("torch.")
             load = partial(load_model, dtype=dtype, trust_remote_code=trust_remote_code)  # type: ignore[arg-type]
             reference.bind(self.policy, load, scoring)
-        plain = {"model": plain_config(self.policy), "loss": to_plain(self.loss, losses), "scoring": scoring}
+        plain = {"model": plain_config(self.policy), "loss": to_plain(self.loss), "scoring": scoring}
         self.save_hyperparameters({k: v for k, v in plain.items() if v is not None}, logger=False)
         self.scorer = Scorer(self.policy, scoring)
         self.ledger = StepLedger(nonfinite)
         self._means = defaultdict(PairMeans)
-        """Of validation, by the name of the set."""
+        """Means of each validation set, by its name."""
         self._untrained = True
-        """Whether the policy still is what it was when it was given."""
+        """Whether the policy still has its initial weights."""
         self.train()
 
     def train(self, mode: bool = True) -> "DPOModule":
-        """Dropout is off in training too: policy and reference must differ by their weights alone."""
+        """Dropout is off in training too: policy and reference must differ by their weights only."""
         super().train(mode)
         without_dropout(self.policy)
         if self.reference is not None:
@@ -114,18 +114,16 @@ class DPOModule(L.LightningModule):
 
     def validation_step(self, batch: PairBatch, batch_idx: int, dataloader_idx: int = 0) -> None:
         *_, metrics = self._losses(batch)
-        # A named set counts by itself and among all.
+        # A named set is logged by itself, and its pairs count in val/ too.
         names = list(getattr(getattr(self.trainer, "datamodule", None), "val_sets", {}))
         for name in {"val", names[dataloader_idx] if names else "val"}:
             self._means[name].update(metrics)
 
     def _losses(self, batch: PairBatch) -> tuple[PairLogps, Tensor, dict[str, Tensor]]:
-        """What the loss received, what is minimised, shape [pair], and the metrics per pair."""
+        """The loss's input, the values to minimise, shape [pair], and the metrics of each pair."""
         logps, aux_loss = self._score(batch)
         result = self.loss(logps)
         if batch.weight is not None:
-            if "equal_weights" in self.needs:
-                raise ValueError("this loss has one value for the whole batch, so pairs cannot be weighted")
             result = replace(result, loss=result.loss * batch.weight.to(result.loss))
         metrics, loss = pair_metrics(logps, result, chosen_only="chosen_only" in self.needs), result.loss
         if aux_loss is not None:
@@ -134,15 +132,13 @@ class DPOModule(L.LightningModule):
         return logps, loss, metrics
 
     def _score(self, batch: PairBatch) -> tuple[PairLogps, Tensor | None]:
-        """What the loss receives, and the experts' load-balancing loss. The reference runs beside the policy where the
-        loss compares their distributions."""
+        """The loss's input, and the load-balancing loss of a mixture of experts."""
+        check_columns(self.needs, batch.weight, batch.margin)
         if self.reference is not None and "reference_kl" in self.needs:
             scores = self.scorer.score(batch, self.needs, self.reference.scorer)
         else:
             reference = None if self.reference is None else self.reference(batch)
             scores = self.scorer.score(batch, self.needs)._replace(reference=reference)
-        if batch.margin is not None and "target_margin" not in self.needs:
-            raise ValueError("the data have margins, which this loss does not use; take them out, or choose loss=odpo")
         return pair_logps(scores, batch.index, batch.margin), scores.aux_loss
 
     def on_before_optimizer_step(self, optimizer: Optimizer) -> None:
@@ -177,8 +173,8 @@ class DPOModule(L.LightningModule):
         total = self.trainer.estimated_stepping_batches
         if total == float("inf"):
             raise ValueError("the run has no end: set trainer.max_epochs or trainer.max_steps")
-        schedule = {"scheduler": self.scheduler(optimizer, int(total)), "interval": "step"}
-        return {"optimizer": optimizer, "lr_scheduler": schedule}
+        scheduler = self.scheduler(optimizer, int(total))
+        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         self.ledger.check(self.trainer)

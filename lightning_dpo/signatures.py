@@ -1,4 +1,4 @@
-"""A plain configuration against Python signatures: the annotations are the schema, ranges included.
+"""Check plain configurations against Python signatures: annotations are the schema, ranges included.
 
 A range is written in the annotation, `beta: Annotated[float, "(0, inf)"]`; round brackets leave the bound out.
 """
@@ -13,7 +13,7 @@ from typing import Annotated, Any, Literal, Union
 
 
 class ArgumentError(ValueError):
-    """An argument does not fit: `name` says which, the message what was found and what is allowed."""
+    """A wrong argument: `name`, and a message that says what was found and what is allowed."""
 
     def __init__(self, name: str, message: str):
         super().__init__(f"{name}: {message}")
@@ -48,7 +48,7 @@ def _hints(target: Callable) -> dict[str, Any]:
     function = target.__init__ if inspect.isclass(target) else target
     try:
         return typing.get_type_hints(function, include_extras=True)
-    except (NameError, TypeError):  # annotations of other packages that only a type checker can resolve
+    except (NameError, TypeError):  # annotations that only a type checker can resolve
         return {}
 
 
@@ -76,12 +76,12 @@ def _fits(value: Any, hint: Any) -> bool:
         return isinstance(value, str | Path)
     if inspect.isclass(hint):
         return isinstance(value, hint) or (isinstance(value, dict) and "_target_" in value)
-    # Callables, protocols and type variables: what takes them finds out.
+    # Callables, protocols and type variables: their receiver checks them.
     return True
 
 
 def in_range(value: float, interval: str) -> bool:
-    """Whether a number lies in an interval such as "(0, inf)" or "[0, 0.5)".
+    """Whether a number is in an interval such as "(0, inf)" or "[0, 0.5)".
 
     >>> in_range(0.5, "[0, 0.5)"), in_range(0, "[0, 0.5)")
     (False, True)

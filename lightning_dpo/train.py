@@ -1,6 +1,6 @@
 """Train a policy on preference pairs: `python -m lightning_dpo.train loss=ipo beta=0.1`.
 
-compose (Hydra) -> check -> build -> fit -> export. Heavy imports are inside functions, so that --help answers at once.
+compose (Hydra) -> check -> build -> fit -> export. Heavy imports are inside functions, so that --help is fast.
 Exit codes: 0 done, 1 failed or out of time, 2 a wrong key, value or row, 130 and 143 stopped by Ctrl-C or SIGTERM.
 """
 
@@ -32,13 +32,13 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-hydra_guard.install(config_folder(), register)  # on import: the workers of a launcher start with this module
+hydra_guard.install(config_folder(), register)  # on import, because workers of a launcher import this module first
 secrets.protect_worker()
 
 
 def main() -> None:
     """The command."""
-    os.environ.setdefault("HYDRA_FULL_ERROR", "1")  # Hydra would print its errors itself and exit with 1
+    os.environ.setdefault("HYDRA_FULL_ERROR", "1")  # otherwise Hydra prints its errors itself and exits with 1
     console.quiet_imports()
     typed = [argument for argument in sys.argv[1:] if not argument.startswith("-")]
     with secrets.protected_output(), console.exit_codes(), hydra_guard.command(), explained(typed), sweep.ending():
@@ -61,14 +61,16 @@ def job(cfg: DictConfig) -> float | None:
         print(f"stopped; continue with: {overrides.resuming_command(request)}", flush=True)
         raise
     except Exception:
-        log.info("the run failed", exc_info=True)  # for train.log; the terminal gets it from main()
+        log.info("the run failed", exc_info=True)  # for train.log; main() prints it
         raise
 
 
 def train(request: Request) -> float | None:
     """Check, build, fit and export one run; returns its objective."""
     began = time.monotonic()
-    check(request.cfg, request.choices, request.overrides)  # before the slow imports: an answer within seconds
+    check(
+        request.cfg, request.choices, request.overrides
+    )  # before the slow imports, so that a wrong value is refused within seconds
 
     from lightning_dpo.config.build import build
     from lightning_dpo.loggers.wandb import closing
@@ -78,11 +80,13 @@ def train(request: Request) -> float | None:
     folder = RunFolder(request.cfg, fingerprint(request.cfg))
     with Stop() as stop, folder.locked():
         if summary := folder.finished():
-            console.say(f"finished   {folder.path}: nothing is left to do; type another output_dir=... for a new run")
+            console.say(
+                f"finished   {folder.path}: nothing is left to do; type another output_dir=... to start a new run"
+            )
             return summary["objective"]["value"]
         with closing():
             parts = build(request, folder, stop, began)
-            if parts is None:  # only a data report was asked for
+            if parts is None:  # a data report alone
                 return None
             fit(parts, folder, request)
             return export(parts, folder, request, began)
@@ -119,7 +123,7 @@ def export(parts: "Parts", folder: "RunFolder", request: Request, began: float) 
 
 
 if __name__ == "__main__":
-    # Not the functions of __main__: a launcher sends them to other processes by their module.
+    # A launcher sends functions to other processes by module name, so not those of __main__.
     from lightning_dpo.train import main as run
 
     run()

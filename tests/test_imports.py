@@ -37,13 +37,15 @@ LEVEL = {room: level for level, rooms in enumerate(LAYERS) for room in rooms}
 
 
 def imports(path) -> set[str]:
-    """Dotted names that a file imports, wherever in it; `from a import b` is both a and a.b."""
+    """Modules that a file imports, wherever in it; `from a import b` is a.b where that is a module of this package."""
     names: set[str] = set()
     for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
         if isinstance(node, ast.Import):
             names |= {alias.name for alias in node.names}
         elif isinstance(node, ast.ImportFrom) and node.module:
-            names |= {node.module} | {f"{node.module}.{alias.name}" for alias in node.names}
+            full = {f"{node.module}.{alias.name}" for alias in node.names}
+            within = {name for name in full if name.removeprefix("lightning_dpo.") in FILES}
+            names |= within | ({node.module} if within != full else set())
     return names
 
 

@@ -1,1 +1,1 @@
-"""What watches a run while it trains."""
+"""Callbacks of the trainer: saving, warnings, the progress bar."""

@@ -6,7 +6,7 @@ from lightning.pytorch.callbacks import RichProgressBar
 
 
 class PairProgressBar(RichProgressBar):
-    """Loss, accuracy, margin and pairs per second of the step that just ended, and the time left."""
+    """Loss, accuracy and margin of the last step, mean pairs per second, and the time left."""
 
     def on_train_start(self, trainer, pl_module) -> None:
         super().on_train_start(trainer, pl_module)
@@ -18,11 +18,7 @@ class PairProgressBar(RichProgressBar):
 
     def get_metrics(self, trainer, pl_module) -> dict[str, int | str | float | dict[str, float]]:
         now = trainer.callback_metrics
-        names = {
-            "loss": "train/loss",
-            "accuracy": "train/rewards/accuracies",
-            "margin": "train/rewards/margins",
-        }
+        names = {"loss": "train/loss", "accuracy": "train/rewards/accuracies", "margin": "train/rewards/margins"}
         shown = {short: f"{float(now[name]):.3f}" for short, name in names.items() if name in now}
         if trainer.training:
             shown["pairs/s"] = f"{self._pairs / (time.monotonic() - self._begin):.0f}"

@@ -1,1 +1,1 @@
-"""From conf/ and the command line to a checked configuration."""
+"""From conf/ and the command line to a checked configuration, and from that to the parts of a run."""

@@ -1,4 +1,4 @@
-"""From a checked configuration to the parts of a run. Each key is read once, here or by what it names."""
+"""From a checked configuration to the parts of a run."""
 
 from dataclasses import dataclass
 from functools import partial
@@ -29,9 +29,9 @@ from lightning_dpo.samples import SampleCallback
 
 @dataclass(frozen=True)
 class Parts:
-    """What a run is made of.
+    """The parts of a run.
 
-    start: the checkpoint that it resumes from; None for a run from the start. report: the data report.
+    start: the checkpoint to resume from; None starts anew. report: the data report.
     """
 
     trainer: L.Trainer
@@ -45,12 +45,11 @@ class Parts:
 
 
 def build(request: Request, folder: RunFolder, stop: Stop, began: float) -> Parts | None:
-    """Build the data first, so that a bad row is named before any weight loads. None where only a data report was asked
-    for.
+    """Build the data first, so that a bad row is named before any weight loads; None after a data report alone.
 
     Args:
-        stop: the signal that the run ends at.
-        began: when the command began, on the clock `time.monotonic`.
+        stop: receives the signals that stop the run.
+        began: start of the command, on the clock `time.monotonic`.
     """
     cfg = request.cfg
     check_path(cfg.model.path)

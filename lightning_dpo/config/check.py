@@ -20,22 +20,24 @@ SPECIAL = ("_target_", "_partial_", "_recursive_", "_convert_", "_args_")
 
 
 def check(cfg: DictConfig, choices: Mapping[str, str | None], overrides: list[str]) -> None:
-    """Refuse a node that what it names would not accept, and keys that contradict each other.
+    """Check every value against the signature that receives it, and keys against each other.
 
     Args:
         choices: the chosen file of each group, for messages.
         overrides: what was typed, for messages.
 
-    Errors: ConfigError for the first.
+    Errors: ConfigError for the first wrong one.
     """
     typed = {key.lstrip("+"): value for key, _, value in (o.partition("=") for o in overrides)}
     missing = sorted(OmegaConf.missing_keys(cfg))
     if missing:
         raise ConfigError(f"{missing[0]} has no value; type {missing[0]}=...")
-    OmegaConf.resolve(cfg)  # for good: what is built later is what is checked here
+    OmegaConf.resolve(cfg)  # for good: later code builds what is checked here
     plain: dict[str, Any] = OmegaConf.to_container(cfg, resolve=False)  # type: ignore[assignment]
     if left := [path for path, node in nodes(plain) if isinstance(node, str) and "${" in node]:
-        raise ConfigError(f"{left[0]}: '${{' is left when all values are resolved; take it out, or give it in a file")
+        raise ConfigError(
+            f"{left[0]}: '${{' is left after all values are resolved; remove it, or put the text into a file"
+        )
     targets.check(plain)
     refuse_secret_values(plain, lambda key: _in_file(key, choices))
     betas = [node["beta"] for _, node in _targets(plain["loss"], "loss") if "beta" in node]  # a sum has several
@@ -74,7 +76,7 @@ def _check_signatures(plain: dict[str, Any], choices: Mapping[str, str | None], 
 
 
 def _check_loss(cfg: DictConfig, loss: Any, choices: Mapping[str, str | None]) -> None:
-    """What the loss declares that it needs, and what the other keys give it."""
+    """Check what the loss needs against what the other keys provide."""
     from lightning_dpo.losses import needs_of
     from lightning_dpo.losses.needs import check_batches, check_reference
 
@@ -97,7 +99,7 @@ def _check_loss(cfg: DictConfig, loss: Any, choices: Mapping[str, str | None]) -
 
 @contextmanager
 def _named(keys: str, reference: str = "") -> Iterator[None]:
-    """Name the keys in front of what a part says about them."""
+    """Put the keys in front of an error message."""
     from lightning_dpo.losses import ReferenceRequired
 
     try:
@@ -108,7 +110,7 @@ def _named(keys: str, reference: str = "") -> Iterator[None]:
 
 
 def _one_pair(reference: bool, margin: bool) -> Any:
-    """A pair of one token a side with everything that a run would give the loss."""
+    """A pair of one token a side, with everything that a run passes to the loss."""
     import torch
 
     from lightning_dpo.batch import TokenLogps
@@ -125,7 +127,7 @@ def _one_pair(reference: bool, margin: bool) -> Any:
 
 
 def _check_built(cfg: DictConfig, choices: Mapping[str, str | None]) -> None:
-    """Build what costs nothing, and let it refuse its own arguments before any weight loads."""
+    """Build what is cheap, so that it refuses its arguments before any weight loads."""
     import torch
     from hydra.utils import instantiate
 

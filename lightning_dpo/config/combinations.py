@@ -1,4 +1,4 @@
-"""Keys that each are right by themselves, and cannot be together or cannot be honoured here."""
+"""Combinations of valid keys that contradict each other, or that a run cannot honour."""
 
 import os
 from importlib.util import find_spec
@@ -17,22 +17,18 @@ TRAINER = {
     "fast_dev_run": ((False, 0), "it logs and saves nothing; type trainer.max_steps=1"),
     "barebones": ((False,), "it logs and saves nothing; leave it out"),
     "enable_checkpointing": ((False,), "a run saves checkpoints/ itself; type checkpoint.every_n_steps=..."),
-    "reload_dataloaders_every_n_epochs": (
-        (0,),
-        "data are read once, and a run could not go on within an epoch; leave it out",
-    ),
+    "reload_dataloaders_every_n_epochs": ((0,), "a run could not resume within an epoch; leave it out"),
 }
-"""Keys of Lightning's trainer that a run does not honour: the values that it does, and what to do instead."""
+"""Keys of Lightning's trainer that a run does not honour: the values that it accepts, and the remedy."""
 
 NOT_RESUMED = (
     *("GradientAccumulationScheduler", "StochasticWeightAveraging", "WeightAveraging", "EMAWeightAveraging"),
     *("LearningRateFinder", "BatchSizeFinder", "ModelPruning"),
 )
-"""Callbacks of Lightning after which a run that was stopped does not end as one that never was."""
-
+"""Callbacks of Lightning whose state is not in a checkpoint."""
 
 PATHS = ("save_dir", "root_dir", "default_root_dir", "dirpath", "dir", "log_dir", "sub_dir", "filename")
-"""Arguments that name a file or a folder; `name` and `version` do too, but for W&B."""
+"""Arguments that name a file or a folder; `name` and `version` do too, except for W&B."""
 
 
 def check_inside(cfg: dict[str, Any]) -> None:
@@ -49,42 +45,51 @@ def check_inside(cfg: dict[str, Any]) -> None:
 
 
 def check_combinations(cfg: dict[str, Any]) -> None:
-    """Errors: ConfigError for keys that cannot be together, or that a run cannot honour."""
-    trainer = cfg["trainer"]
-    if not str(cfg["objective"]).startswith(("train/", "val/")):
-        raise ConfigError(f"objective={cfg['objective']}: names of metrics begin with train/ or val/; see metrics.csv")
-    for name, (honoured, reason) in TRAINER.items():
-        if trainer.get(name, honoured[0]) not in honoured:
-            raise ConfigError(f"trainer.{name}={trainer[name]}: {reason}")
+    """Errors: ConfigError for keys that contradict each other, or that a run cannot honour."""
+    for name, (honoured, remedy) in TRAINER.items():
+        if (value := cfg["trainer"].get(name, honoured[0])) not in honoured:
+            raise ConfigError(f"trainer.{name}={value}: {remedy}")
     for name, logger in (cfg["logger"] or {}).items():
-        kind = str((logger or {}).get("_target_")).rpartition(".")[2]
-        if kind == "TensorBoardLogger" and not (find_spec("tensorboard") or find_spec("tensorboardX")):
+        if _class(logger) == "TensorBoardLogger" and not (find_spec("tensorboard") or find_spec("tensorboardX")):
             raise ConfigError(f"logger.{name} needs tensorboard: pip install 'lightning-dpo[tensorboard]'")
     for name, callback in (cfg.get("callbacks") or {}).items():
-        kind = str((callback or {}).get("_target_")).rpartition(".")[2]
-        if kind in NOT_RESUMED:
-            raise ConfigError(
-                f"callbacks.{name}={kind}: a checkpoint does not hold all that it needs, so a run that was stopped "
-                "would not end as one that never was; leave it out"
-            )
-    if not isinstance(trainer["val_check_interval"], int | float | None):
-        told = f"trainer.val_check_interval={trainer['val_check_interval']}"
-        raise ConfigError(f"{told}: by the clock no two runs validate at the same steps; type a share or a number")
-    if trainer["precision"] == "16-mixed" and cfg["optimizer"].get("fused"):
-        raise ConfigError(
-            "optimizer.fused=true with trainer.precision=16-mixed: a fused step unscales its gradients after they are "
-            "clipped and logged; type optimizer.fused=false, or trainer.precision=bf16-mixed"
-        )
-    data, choice = cfg["data"], cfg["reference"] or {}
-    if data.get("streaming") and choice.get("_target_", "").endswith("CachedReference"):
-        raise ConfigError(
-            "reference=cached with data.streaming=true: the cache needs all rows at once; type reference=copy"
-        )
-    if data.get("streaming") and any(data.get(name) for name in ("report", "report_plot", "report_ches")):
-        raise ConfigError(
-            "data.report with data.streaming=true: a stream is read as it is trained; type data.streaming=false"
-        )
-    if data.get("streaming") and trainer["max_steps"] == -1:
-        raise ConfigError("data.streaming=true: nobody knows how long a stream is; type trainer.max_steps=...")
-    if trainer["max_epochs"] == -1 and trainer["max_steps"] == -1:
-        raise ConfigError("trainer.max_epochs=-1 with trainer.max_steps=-1 never ends; set one of them")
+        if _class(callback) in NOT_RESUMED:
+            reason = "a checkpoint does not hold its whole state, so a resumed run would end differently; leave it out"
+            raise ConfigError(f"callbacks.{name}={_class(callback)}: {reason}")
+    for message, broken in _rules(cfg).items():
+        if broken:
+            raise ConfigError(message)
+
+
+def _rules(cfg: dict[str, Any]) -> dict[str, bool]:
+    """What is wrong with a combination of keys, and whether it is this one."""
+    trainer, data = cfg["trainer"], cfg["data"]
+    streaming, check = bool(data.get("streaming")), trainer["val_check_interval"]
+    cached = str((cfg["reference"] or {}).get("_target_")).endswith("CachedReference")
+    report = any(data.get(name) for name in ("report", "report_plot", "report_ches"))
+    scaled, endless = trainer["precision"] == "16-mixed", trainer["max_steps"] == -1
+    return {
+        f"objective={cfg['objective']}: names of metrics begin with train/ or val/; see metrics.csv": (
+            not str(cfg["objective"]).startswith(("train/", "val/"))
+        ),
+        f"trainer.val_check_interval={check}: by the clock no two runs validate at the same steps; "
+        "type a share or a number": not isinstance(check, int | float | None),
+        "optimizer.fused=true with trainer.precision=16-mixed: a fused step unscales its gradients after they are "
+        "clipped and logged; type optimizer.fused=false, or trainer.precision=bf16-mixed": (
+            scaled and bool(cfg["optimizer"].get("fused"))
+        ),
+        "reference=cached with data.streaming=true: the cache needs all rows at once; type reference=copy": (
+            streaming and cached
+        ),
+        "data.report with data.streaming=true: a stream is read while it is trained; type data.streaming=false": (
+            streaming and report
+        ),
+        "data.streaming=true: the length of a stream is unknown; type trainer.max_steps=...": streaming and endless,
+        "trainer.max_epochs=-1 with trainer.max_steps=-1 never ends; set one of them": (
+            endless and trainer["max_epochs"] == -1
+        ),
+    }
+
+
+def _class(node: Any) -> str:
+    return str((node or {}).get("_target_")).rpartition(".")[2]

@@ -1,4 +1,4 @@
-"""An error of Hydra or OmegaConf as one line: the key, the value, what is allowed."""
+"""Errors of Hydra and OmegaConf as one line: the key, the value, what is allowed."""
 
 import difflib
 from collections.abc import Iterator
@@ -15,15 +15,12 @@ from lightning_dpo.errors import ConfigError
 from lightning_dpo.signatures import nodes
 
 NO_NAME = "Config group override must be a string or a list"
-"""How Hydra's answer to `loss=null` begins; it carries nothing but this text."""
+"""Start of Hydra's error for `loss=null`, which has no attributes."""
 
 
 @contextmanager
 def explained(overrides: list[str]) -> Iterator[None]:
-    """Around everything that composes or reads a configuration.
-
-    Errors: ConfigError in place of what Hydra and OmegaConf raise.
-    """
+    """Errors: ConfigError in place of the errors of Hydra and OmegaConf."""
     try:
         yield
     except (HydraException, OmegaConfBaseException) as error:
@@ -70,7 +67,7 @@ def _choices(group: str) -> list[str]:
 
 
 def known_keys() -> list[str]:
-    """Every key of the default run and every group, for suggestions."""
+    """All keys of the default run, for suggestions."""
     from hydra import compose, initialize_config_dir
 
     with initialize_config_dir(config_folder(), version_base="1.3"):

@@ -1,4 +1,4 @@
-"""What was asked for."""
+"""What the user asked for."""
 
 from dataclasses import dataclass
 

@@ -16,55 +16,10 @@ from lightning_dpo.losses.token_level import ld_dpo, sampo, tdpo1, tdpo2, wpo
 from lightning_dpo.losses.types import Loss, PairLogps, PairLoss, ReferenceRequired
 from lightning_dpo.losses.without_reference import alphapo, cpo, orpo, sft, simper, simpo, slic
 
-__all__ = [
-    "BCOPair",
-    "BetaDPO",
-    "Loss",
-    "Mix",
-    "PairLogps",
-    "PairLoss",
-    "ReferenceRequired",
-    "alphapo",
-    "aot",
-    "aot_unpaired",
-    "apo_down",
-    "apo_zero",
-    "bco_pair",
-    "beta_dpo",
-    "cal_dpo",
-    "cdpo",
-    "chipo",
-    "cpo",
-    "discopop",
-    "dpo",
-    "dpop",
-    "dr_dpo",
-    "exo_pair",
-    "fdpo",
-    "gpo_exponential",
-    "hdpo",
-    "hinge",
-    "ipo",
-    "kto_pair",
-    "ld_dpo",
-    "mpo",
-    "nca_pair",
-    "needs",
-    "needs_of",
-    "odpo",
-    "orpo",
-    "rdpo",
-    "robust",
-    "rpo",
-    "sampo",
-    "sft",
-    "sigmoid_norm",
-    "simper",
-    "simpo",
-    "slic",
-    "sppo_hard",
-    "square_chipo",
-    "tdpo1",
-    "tdpo2",
-    "wpo",
-]
+__all__ = ["Loss", "PairLogps", "PairLoss", "ReferenceRequired", "needs", "needs_of"]
+__all__ += ["cdpo", "dpo", "hinge", "ipo", "robust", "sigmoid_norm", "hdpo", "odpo", "rdpo"]
+__all__ += ["chipo", "discopop", "exo_pair", "fdpo", "gpo_exponential", "square_chipo"]
+__all__ += ["apo_down", "apo_zero", "bco_pair", "cal_dpo", "dpop", "nca_pair", "sppo_hard"]
+__all__ += ["ld_dpo", "sampo", "tdpo1", "tdpo2", "wpo"]
+__all__ += ["aot", "aot_unpaired", "beta_dpo", "dr_dpo", "kto_pair", "BCOPair", "BetaDPO"]
+__all__ += ["alphapo", "cpo", "orpo", "sft", "simper", "simpo", "slic", "Mix", "mpo", "rpo"]

@@ -1,1 +1,1 @@
-"""A page about the runs below a folder, a table of them, the plots as files."""
+"""A page, a table and plots about the runs below a folder."""

@@ -1,4 +1,4 @@
-"""`python -m lightning_dpo.report DIR`: a page about the runs below a folder, a table of them, the plots as files."""
+"""`python -m lightning_dpo.report DIR`: write a page, a table and plots about the runs below a folder."""
 
 import argparse
 from pathlib import Path
@@ -8,8 +8,8 @@ from lightning_dpo.console import exit_codes
 
 def main() -> None:
     parser = argparse.ArgumentParser("python -m lightning_dpo.report", description=__doc__)
-    parser.add_argument("folder", type=Path, help="a run's folder, a sweep's, or any that holds some")
-    parser.add_argument("--score", help="which of the scorer's numbers the frontier shows (default: reward)")
+    parser.add_argument("folder", type=Path, help="folder of a run, of a sweep, or above several of them")
+    parser.add_argument("--score", help="the scorer's number that the frontier shows (default: reward)")
     args = parser.parse_args()
     from lightning_dpo.report import page, terminal
 

@@ -1,4 +1,4 @@
-"""Names beside the points of a figure, so that no legend has to be searched."""
+"""Labels beside the points of a figure, so that the reader needs no legend."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -6,6 +6,7 @@ from typing import Any
 from matplotlib.axes import Axes
 
 Box = tuple[float, float, float, float]
+"""Left, bottom, right and top in pixels."""
 
 SPOTS = [
     (dx * far, dy * far, ha, va)
@@ -15,37 +16,34 @@ SPOTS = [
         (0, 9, "center", "bottom"), (0, -9, "center", "top"), (10, 0, "left", "center"), (-10, 0, "right", "center"),
     )
 ]  # fmt: skip
+"""Where a label may stand: offset from its point in typographic points, and alignment."""
 
 
 def place(ax: Axes, texts: list[dict[str, Any]]) -> None:
-    """Each text beside its point, where it covers the least of the others and of the points."""
+    """Put each text beside its point, where it overlaps least with points and other texts."""
     scale = ax.figure.dpi / 72
-    frame, taken = ax.get_window_extent(), [(x - 5, y - 5, x + 5, y + 5) for x, y in _drawn(ax)]
+    frame, taken = ax.get_window_extent().extents, [(x - 5, y - 5, x + 5, y + 5) for x, y in _drawn(ax)]
     for text in sorted((t for t in texts if t["text"]), key=lambda t: -len(t["text"])):
         x, y = ax.transData.transform(text["at"])
         w, h = 6.0 * len(text["text"]) * scale, 11 * scale
-
-        def cost(spot: tuple[float, float, str, str], x=x, y=y, w=w, h=h) -> float:
-            dx, dy, ha, va = spot
+        candidates = []
+        for dx, dy, ha, va in SPOTS:
             left = x + dx * scale - {"left": 0, "center": w / 2, "right": w}[ha]
             low = y + dy * scale - {"bottom": 0, "center": h / 2, "top": h}[va]
             box = (left, low, left + w, low + h)
-            outside = _outside(box, frame.extents)
-            return sum(_overlap(box, other) for other in taken) + 20 * outside
-
-        spot = min(SPOTS, key=cost)
-        dx, dy, ha, va = spot
+            outside = _overlap(box, box) - _overlap(box, frame)
+            cost = sum(_overlap(box, other) for other in taken) + 20 * outside
+            candidates.append((cost, (dx, dy, ha, va), box))
+        _, (dx, dy, ha, va), box = min(candidates, key=lambda candidate: candidate[0])
         ax.annotate(
             text["text"], text["at"], (dx, dy), textcoords="offset points", ha=ha, va=va,
             color=text["color"], fontweight=text.get("weight", "normal"), zorder=5, annotation_clip=False,
         )  # fmt: skip
-        left = x + dx * scale - {"left": 0, "center": w / 2, "right": w}[ha]
-        low = y + dy * scale - {"bottom": 0, "center": h / 2, "top": h}[va]
-        taken.append((left, low, left + w, low + h))
+        taken.append(box)
 
 
 def _drawn(ax: Axes) -> list[tuple[float, float]]:
-    """Points along all lines, in pixels, error bars' ends included."""
+    """Points along all lines in pixels, the ends of error bars included."""
     found = []
     for line in ax.get_lines():
         pixels = line.get_transform().transform(line.get_xydata())
@@ -56,7 +54,3 @@ def _drawn(ax: Axes) -> list[tuple[float, float]]:
 
 def _overlap(a: Box, b: Sequence[float]) -> float:
     return max(0.0, min(a[2], b[2]) - max(a[0], b[0])) * max(0.0, min(a[3], b[3]) - max(a[1], b[1]))
-
-
-def _outside(box: Box, frame: Sequence[float]) -> float:
-    return (box[2] - box[0]) * (box[3] - box[1]) - _overlap(box, frame)

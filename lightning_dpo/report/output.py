@@ -1,4 +1,4 @@
-"""Figures as files, and as part of a page that has its own colours and font."""
+"""Figures as files, and as parts of a page with its own colours and font."""
 
 import re
 from io import BytesIO, StringIO
@@ -29,11 +29,11 @@ def png(figure: Figure) -> bytes:
 
 
 def inline(svg_text: str, name: str, title: str) -> str:
-    """SVG for a page: its colours are the page's variables, its text has the page's font, its ids are its own.
+    """SVG for a page, with the page's colours and font.
 
     Args:
         name: prefix of the ids, unique in the page.
-        title: what is seen, for those who do not see it; escaped already.
+        title: description for screen readers, already escaped.
     """
     body = svg_text[svg_text.index("<svg") :]
     body = re.sub(r"<metadata>.*?</metadata>|<style[^>]*>.*?</style>", "", body, flags=re.S)
@@ -42,8 +42,6 @@ def inline(svg_text: str, name: str, title: str) -> str:
     body = re.sub(r'(<g id="[^"]*patch_1">\s*<path[^>]*style=")fill: [^;"]*', r"\1fill: none", body, count=1)
     box = re.search(r'viewBox="[^"]*"', body)
     assert box is not None
-    opened = (
-        f'<svg class="plot {name}" {box.group()} role="img" aria-label="{title}" xmlns="http://www.w3.org/2000/svg" '
-    )
-    opened += 'xmlns:xlink="http://www.w3.org/1999/xlink">'
-    return opened + body[body.index(">") + 1 :]
+    namespaces = 'xmlns="http://www.w3.org/2000/svg" xmlns:xlink="http://www.w3.org/1999/xlink"'
+    tag = f'<svg class="plot {name}" {box.group()} role="img" aria-label="{title}" {namespaces}>'
+    return tag + body[body.index(">") + 1 :]

@@ -1,4 +1,4 @@
-"""The page: what was found, the frontier first, then each run. It loads nothing, so it opens anywhere and for ever."""
+"""The report page: the findings and the frontier, then each run. It loads nothing, so it opens anywhere."""
 
 import csv
 import json
@@ -19,26 +19,26 @@ from lightning_dpo.run.records import read_record
 
 HERE = Path(__file__).parent
 EXPLAINED = {
-    "accuracy": "share of held-out pairs whose chosen response has the higher reward; a tie counts as wrong",
-    "margin": "growth of log π(chosen) - log π(rejected) since the start, nats",
-    "chosen": "change of log π(chosen) since the start, nats; negative: displaced",
+    "accuracy": "share of held-out pairs whose chosen response has the higher reward; ties count as wrong",
+    "margin": "change of log π(chosen) - log π(rejected) since the start, nats",
+    "chosen": "change of log π(chosen) since the start, nats; negative: displacement",
     "rejected": "change of log π(rejected) since the start, nats",
-    "KL": "KL to the reference, nats per completion, from sampled completions",
+    "KL": "KL to the reference, nats per completion, estimated from sampled completions",
     "length": "mean length of sampled completions, tokens",
 }
 
 
 def write(folder: Path, score: str | None = None) -> Path:
-    """Write `report.html`, `summary.csv` and `plots/` into a folder of runs, or into a run's own; returns the page.
+    """Write `report.html`, `summary.csv` and `plots/` into a folder of runs or into that of a single run.
 
     Args:
-        score: which of the scorer's numbers is the frontier's; `reward`, or else the first.
+        score: the scorer's number on the frontier; by default `reward`, or else the first one.
 
-    Errors: ConfigError where there is no run, or no such score.
+    Returns the path of the page. Errors: ConfigError if there is no run, or no such score.
     """
     runs = read(folder) if folder.is_dir() else []
     if not runs:
-        raise ConfigError(f"{folder}: no run (config.yaml, metrics.csv, summary.json) in it or below it")
+        raise ConfigError(f"{folder}: no runs here or below (looked for config.yaml, metrics.csv and summary.json)")
     names = scores(runs)
     if score is not None and score not in names:
         raise ConfigError(f"score={score}: no run has it; allowed: {', '.join(names) or 'none, no run has a scorer'}")
@@ -50,13 +50,13 @@ def write(folder: Path, score: str | None = None) -> Path:
         title=escape(folder.absolute().name),
         style=_asset("style.css"),
         script=_asset("script.js"),
-        data=_json(data(runs, plots.curve_titles(names), found, score)),
+        data=_json(data(runs, found, score)),
         headline=escape(findings.headline(runs)),
         frontier=_frontier(folder, runs, found, score, figures),
-        betas=_betas(found, figures),
+        betas=_betas(figures),
         table=_table(rows),
-        failed=_failed(runs),
-        about=_about(folder, runs),
+        unfinished=_unfinished(runs),
+        metadata=_metadata(folder, runs),
     )
     path = folder / "report.html"
     temporary = path.with_suffix(".tmp")
@@ -69,22 +69,14 @@ def _asset(name: str) -> str:
 
 
 def _json(content: Any) -> str:
-    """JSON that cannot end the script element that it stands in."""
-    text = json.dumps(_finite(content), ensure_ascii=False, separators=(",", ":"), allow_nan=False)
+    """JSON that cannot end its script element, with null for NaN and infinity; the page skips such points."""
+    finite = json.loads(json.dumps(content), parse_constant=lambda _: None)
+    text = json.dumps(finite, ensure_ascii=False, separators=(",", ":"), allow_nan=False)
     return text.replace("<", "\\u003c")
 
 
-def _finite(content: Any) -> Any:
-    """JSON has no NaN; the page leaves out points that are null."""
-    if isinstance(content, float):
-        return content if math.isfinite(content) else None
-    if isinstance(content, dict):
-        return {name: _finite(value) for name, value in content.items()}
-    return [_finite(value) for value in content] if isinstance(content, list | tuple) else content
-
-
 def _figures(folder: Path, runs: list[Run], found: list[Point], score: str | None) -> dict[str, Any]:
-    """By file name; the narrow ones are for the page only."""
+    """{"stem width": (figure, its SVG)}. Narrow figures are for the page only."""
     figures: dict[str, Any] = {}
     drawn = findings.on_frontier(found, score)
     if score and drawn:
@@ -92,13 +84,12 @@ def _figures(folder: Path, runs: list[Run], found: list[Point], score: str | Non
         start = findings.start(runs, plots.SAMPLES + score)
         for width in plots.SIZES:
             figures[f"frontier {width}"] = plots.frontier(drawn, score, start, optimum.get("points"), width)
-    by_beta = findings.against_beta(found)
-    if by_beta:
+    if by_beta := findings.against_beta(found):
         start = findings.start(runs, plots.SAMPLES + "length")
         for width in plots.SIZES:
             figures[f"beta {width}"] = plots.against_beta(by_beta, start, width)
     if any(run.curves for run in runs):
-        figures["curves wide"] = plots.curves(runs, found, plots.curve_titles(scores(runs)))
+        figures["curves wide"] = plots.curves(runs, found)
     return {name: (figure, svg(figure, name)) for name, figure in figures.items()}
 
 
@@ -115,31 +106,34 @@ def _files(folder: Path, rows: list[Row], figures: dict[str, Any]) -> None:
             (folder / "plots" / f"{stem}.png").write_bytes(png(figure))
 
 
-def _both_widths(figures: dict[str, Any], stem: str, title: str) -> str:
-    drawn = (inline(figures[f"{stem} {width}"][1], f"{stem}-{width}", escape(title)) for width in plots.SIZES)
-    return "".join(f'<div class="{width}">{svg}</div>' for width, svg in zip(plots.SIZES, drawn, strict=True))
+def _figure(figures: dict[str, Any], stem: str, title: str, caption: str) -> str:
+    """The figure in both widths, and its caption; all texts are escaped here."""
+    drawn = "".join(
+        f'<div class="{width}">{inline(figures[f"{stem} {width}"][1], f"{stem}-{width}", escape(title))}</div>'
+        for width in plots.SIZES
+    )
+    return f"<figure>{drawn}<figcaption>{escape(caption)}</figcaption></figure>"
 
 
 def _frontier(folder: Path, runs: list[Run], found: list[Point], score: str | None, figures: dict[str, Any]) -> str:
     if "frontier wide" not in figures:
         return f'<p class="none">{escape(findings.why_no_frontier(runs))}</p>'
     assert score is not None
-    drawn = findings.on_frontier(found, score)
-    said = "".join(f"<p>{escape(text)}</p>" for text in findings.sentences(drawn, score))
-    note = escape(" ".join(findings.caption(folder, runs, found, score)))
-    picture = _both_widths(figures, "frontier", f"{score} against KL, a line per loss")
-    return f'<div class="said">{said}</div><figure>{picture}<figcaption>{note}</figcaption></figure>'
+    lines = findings.sentences(findings.on_frontier(found, score), score)
+    sentences = "".join(f"<p>{escape(line)}</p>" for line in lines)
+    caption = " ".join(findings.caption(folder, runs, found, score))
+    figure = _figure(figures, "frontier", f"{score} against KL, a line per loss", caption)
+    return f'<div class="findings">{sentences}</div>{figure}'
 
 
-def _betas(found: list[Point], figures: dict[str, Any]) -> str:
+def _betas(figures: dict[str, Any]) -> str:
     if "beta wide" not in figures:
-        return '<p class="none">The finished runs have one beta, or none: there is nothing to draw against it.</p>'
-    note = (
-        "Bars: one standard deviation over seeds. Dashed: before training. Where log π(chosen) falls below it, the "
-        "chosen responses have become rarer: displacement."
+        return '<p class="none">No plot against beta: the finished runs have fewer than two betas.</p>'
+    caption = (
+        "Bars: one standard deviation over seeds. Dashed: before training. Below the dashed line of log π(chosen), the "
+        "chosen responses have become less likely: displacement."
     )
-    picture = _both_widths(figures, "beta", "accuracy, displacement and length against beta")
-    return f"<figure>{picture}<figcaption>{note}</figcaption></figure>"
+    return _figure(figures, "beta", "accuracy, displacement and length against beta", caption)
 
 
 def _table(rows: list[Row]) -> str:
@@ -154,17 +148,19 @@ def _table(rows: list[Row]) -> str:
 
 
 def _cell(column: str, row: int, value: Any) -> str:
+    text = "" if value is None else escape(str(value))
     if column == "run":
-        return f'<th scope="row"><a href="#two" data-run="{row}">{escape(str(value))}</a></th>'
+        return f'<th scope="row"><a href="#two" data-run="{row}">{text}</a></th>'
     if column == "state":
-        return f'<td><span class="state {escape(str(value))}">{escape(str(value))}</span></td>'
+        return f'<td><span class="state {text}">{text}</span></td>'
     if isinstance(value, (int, float)) and not isinstance(value, bool):
         return f'<td class="number" data-value="{value}">{number(value)}</td>'
-    return f"<td>{'' if value is None else escape(str(value))}</td>"
+    return f"<td>{text}</td>"
 
 
 def number(value: float) -> str:
-    """
+    """Three significant digits, four from 1000 on, with a minus sign.
+
     >>> number(0.0004), number(12.345), number(3), number(-0.5), number(1234.5)
     ('0.0004', '12.3', '3', '−0.5', '1234')
     """
@@ -172,7 +168,7 @@ def number(value: float) -> str:
     return text.replace("-", "−")
 
 
-def _failed(runs: list[Run]) -> str:
+def _unfinished(runs: list[Run]) -> str:
     left = [run for run in runs if not run.done]
     if not left:
         return ""
@@ -181,22 +177,22 @@ def _failed(runs: list[Run]) -> str:
         f"{f'<pre>{escape(run.error)}</pre>' if run.error else ''}</li>"
         for run in left
     )
-    return f"<h3>Not finished: {len(left)} of {len(runs)}</h3><p>The plots of means leave them out.</p><ul>{items}</ul>"
+    return f"<h3>Not finished: {len(left)} of {len(runs)}</h3><p>The plots of means omit them.</p><ul>{items}</ul>"
 
 
-def _about(folder: Path, runs: list[Run]) -> str:
+def _metadata(folder: Path, runs: list[Run]) -> str:
     sweep = read_record(folder / "sweep.json")
-    commands = [sweep["command"]] if "command" in sweep else _distinct(run.about.get("command") for run in runs)
+    commands = [sweep["command"]] if "command" in sweep else _distinct(run.metadata.get("command") for run in runs)
     shown = commands[:5] + ([f"... and {len(commands) - 5} more"] if len(commands) > 5 else [])
     versions = _distinct(
-        ", ".join(f"{name} {version}" for name, version in run.about.get("versions", {}).items()) for run in runs
+        ", ".join(f"{name} {version}" for name, version in run.metadata.get("versions", {}).items()) for run in runs
     )
-    seconds = sum(run.about.get("seconds") or 0 for run in runs)
+    seconds = sum(run.metadata.get("seconds") or 0 for run in runs)
     facts = {
-        "Command": "\n".join(shown) or "not known",
-        "Runs": f"{len(runs)}, {sum(run.done for run in runs)} of them finished; {seconds:.0f} s in all",
+        "Command": "\n".join(shown) or "unknown",
+        "Runs": f"{len(runs)}, {sum(run.done for run in runs)} of them finished; {seconds:.0f} s in total",
         "Dates": _dates(runs),
-        "Versions": "\n".join(versions) or "not known",
+        "Versions": "\n".join(versions) or "unknown",
         "Folder": str(folder.absolute()),
     }
     listed = "".join(f"<dt>{name}</dt><dd><pre>{escape(text)}</pre></dd>" for name, text in facts.items())
@@ -204,7 +200,7 @@ def _about(folder: Path, runs: list[Run]) -> str:
     values = {key: [run.config[key] for run in runs if key in run.config] for key in keys}
     common = {key: found[0] for key, found in values.items() if all(value == found[0] for value in found)}
     config = "\n".join(f"{key}: {json.dumps(value, ensure_ascii=False)}" for key, value in common.items())
-    shared = f"<details><summary>The configuration that all runs share</summary><pre>{escape(config)}</pre></details>"
+    shared = f"<details><summary>Configuration that all runs share</summary><pre>{escape(config)}</pre></details>"
     return f"<dl>{listed}</dl>{shared}"
 
 

@@ -1,4 +1,4 @@
-"""The figures: the reward-KL frontier, what beta does, the curves of all runs. A page may change their colours."""
+"""The figures: the reward-KL frontier, metrics against beta, the curves of all runs."""
 
 from collections.abc import Iterable, Sequence
 from typing import Any
@@ -10,19 +10,19 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
 from lightning_dpo.report.labels import place
-from lightning_dpo.report.rows import SAMPLES, Point, Run
+from lightning_dpo.report.rows import SAMPLES, Point, Run, scores
 
 LINES = ("#1f5fbf", "#b35900", "#00755e", "#a03a8c", "#7a6a00", "#0b7fa8", "#9c2f2f", "#5b4bb5")
-"""One a line, told apart by people who see colours differently, dark enough for text on white; a line's marker says it
-too. On the page `style.css` has a second set for dark."""
+"""One colour per line, distinct for the colour-blind and dark enough for text on white. `style.css` has a second set for
+dark pages."""
 
 INK, FAINT, GRID = "#1c1f24", "#5c636e", "#dfe2e7"
 MARKERS = "osD^vPX*"
 DASHES = ("-", "--", ":", "-.")
 SIZES = {"wide": (10.4, 5.2), "narrow": (4.4, 4.6)}
-"""Inches, for the two widths of a screen; the same texts."""
+"""Width and height in inches, for wide and narrow screens."""
 LABELLED = 120
-"""Points of a frontier that each have their beta; of more only the best of a line has."""
+"""A frontier with more points than this labels only the best point of each line."""
 
 STYLE: dict[Any, Any] = {
     "svg.fonttype": "none",
@@ -51,13 +51,13 @@ STYLE: dict[Any, Any] = {
 
 
 def look(lines: Sequence[str], line: str) -> tuple[str, str]:
-    """Colour and marker of one of the lines; of 64 no two have both."""
+    """Colour and marker of a line, unique for up to 64 lines."""
     turn, i = divmod(lines.index(line), len(LINES))
     return LINES[i], MARKERS[(i + turn) % len(MARKERS)]
 
 
 def stroke(lines: Sequence[str], line: str) -> dict[str, Any]:
-    """Colour and dashes of one of the lines, where it has no markers; of 32 no two have both."""
+    """Colour and dashes of a line without markers, unique for up to 32 lines."""
     turn, i = divmod(lines.index(line), len(LINES))
     return {"color": LINES[i], "ls": DASHES[turn % len(DASHES)]}
 
@@ -67,7 +67,7 @@ def line_names(points: Iterable[Point]) -> list[str]:
 
 
 def _settle(figure: Figure) -> None:
-    """Lay the axes out, once: each further drawing would do it again."""
+    """Fix the layout of the axes, which every drawing would otherwise compute again."""
     figure.draw_without_rendering()
     figure.set_layout_engine("none")
 
@@ -75,13 +75,14 @@ def _settle(figure: Figure) -> None:
 def frontier(
     points: list[Point], score: str, start: float | None = None, optimum: list[dict] | None = None, width: str = "wide"
 ) -> Figure:
-    """Mean score against KL, in nats per completion: a line per loss through its betas, bars of one standard deviation
-    over seeds. KL is drawn by its square root, in which gains grow linearly at first (Gao et al. 2022, arXiv
-    2210.10760) and runs that have left the reference far behind do not push the others together.
+    """Mean score against KL in nats per completion, a line per loss, bars of one standard deviation over seeds.
+
+    The KL axis is a square root: gains are linear in it at first (Gao et al. 2022, arXiv 2210.10760), and runs far from
+    the reference do not squeeze the others.
 
     Args:
-        points: those with a KL and a score.
-        score: which of the scorer's numbers.
+        points: each with a KL and a score.
+        score: the name of one of the scorer's numbers.
         start: mean score before training, at KL 0.
         optimum: `kl` and `score` of the best policy at each `beta`, drawn as a dashed line.
     """
@@ -91,9 +92,9 @@ def frontier(
         ax.set(xlabel="KL to the reference (nats per completion)", ylabel=f"{score}, mean over completions")
         texts: list[dict[str, Any]] = []
         if optimum:
-            best = sorted(optimum, key=lambda p: p["kl"])
-            ax.plot([p["kl"] for p in best], [p["score"] for p in best], "--", color=INK, lw=1.4, zorder=2)
-            texts.append({"at": (best[-1]["kl"], best[-1]["score"]), "text": "theoretical optimum", "color": INK})
+            curve = sorted((p["kl"], p["score"]) for p in optimum)
+            ax.plot(*zip(*curve, strict=True), "--", color=INK, lw=1.4, zorder=2)
+            texts.append({"at": curve[-1], "text": "theoretical optimum", "color": INK})
         if start is not None:
             ax.plot(0, start, "o", mfc="#ffffff", mec=INK, ms=8, zorder=4, clip_on=False)
             texts.append({"at": (0, start), "text": "before training", "color": INK})
@@ -105,15 +106,9 @@ def frontier(
             ax.errorbar(
                 kl, reward, **bars, fmt=f"{marker}-", color=colour, mec="#ffffff", mew=0.8, elinewidth=1, zorder=3
             )
-            peak = max(own, key=lambda p: p.mean[score])
-            for point in own:
-                if point is not peak and len(points) > LABELLED:
-                    continue
-                name = f"{line}  " if point is peak else ""
-                beta = "" if point.beta is None else f"β {point.beta:g}" if name else f"{point.beta:g}"
-                weight = "bold" if name else "normal"
-                at = (point.mean["KL"], point.mean[score])
-                texts.append({"at": at, "text": (name + beta).strip(), "color": colour, "weight": weight})
+            best = max(own, key=lambda p: p.mean[score])
+            shown = own if len(points) <= LABELLED else [best]
+            texts += [_label(p, score, colour, p is best) for p in shown]
         ax.margins(0.09, 0.12)
         _by_square_root(ax)
         _settle(figure)
@@ -121,8 +116,17 @@ def frontier(
         return figure
 
 
+def _label(point: Point, score: str, colour: str, best: bool) -> dict[str, Any]:
+    """A point's beta; the best point of a line also has the line's name, in bold."""
+    text = "" if point.beta is None else f"{point.beta:g}"
+    if best:
+        text = f"{point.line}  β {text}" if text else point.line
+    at = (point.mean["KL"], point.mean[score])
+    return {"at": at, "text": text, "color": colour, "weight": "bold" if best else "normal"}
+
+
 TICKS = (0, 0.1, 0.5, *(m * 10**e for e in range(5) for m in (1, 2, 5)))
-"""Of KL, as many of them as there is room for."""
+"""Ticks of the KL axis; those without room are skipped."""
 
 
 def _by_square_root(ax: Axes) -> None:
@@ -184,31 +188,31 @@ CURVES = {
 }
 
 
-def curve_titles(score_names: Iterable[str]) -> dict[str, str]:
-    """The metrics that are shown over the steps, without `train/` or `val/`, and their titles."""
-    return CURVES | {(SAMPLES + name).removeprefix("val/"): f"{name}, mean over completions" for name in score_names}
+def curve_titles(runs: list[Run]) -> dict[str, str]:
+    """{metric without `train/` or `val/`: title} of the curves that some run has."""
+    titles = CURVES | {f"samples/{name}": f"{name}, mean over completions" for name in scores(runs)}
+    return {name: title for name, title in titles.items() if any(f"val/{name}" in run.curves for run in runs)}
 
 
-def curves(runs: list[Run], points: list[Point], titles: dict[str, str]) -> Figure:
-    """Held-out metrics over the steps, a panel each; a run has the colour of its line."""
-    lines = line_names(points)
+def curves(runs: list[Run], points: list[Point]) -> Figure:
+    """Held-out metrics over the steps, one panel per metric; a run has the colour of its line."""
+    lines, titles = line_names(points), curve_titles(runs)
     line_of = {name: point.line for point in points for name in point.runs}
-    shown = {name: title for name, title in titles.items() if any(f"val/{name}" in run.curves for run in runs)}
-    rows = max(1, -(-len(shown) // 4))
+    rows = max(1, -(-len(titles) // 4))
     with mpl.rc_context(STYLE):
         figure = Figure(figsize=(13, 2.8 * rows))
         grid = list(figure.subplots(rows, 4, squeeze=False).flat)
-        for ax, (name, title) in zip(grid, shown.items(), strict=False):
+        for ax, (name, title) in zip(grid, titles.items(), strict=False):
             for run in runs:
                 if f"val/{name}" in run.curves:
                     line = line_of.get(run.name)
                     drawn = {"color": FAINT} if line is None else stroke(lines, line)
                     ax.plot(*zip(*run.curves[f"val/{name}"], strict=True), **drawn, lw=1, alpha=0.8)
             ax.set(xlabel="step", title=title)
-        for ax in grid[len(shown) :]:
+        for ax in grid[len(titles) :]:
             ax.set_axis_off()
-        named = [Line2D([], [], **stroke(lines, line), label=line) for line in lines]
-        beside = max(1, round(110 / (8 + max(map(len, lines), default=0))))
-        figure.legend(handles=named, ncols=beside, loc="outside upper left", frameon=False, labelcolor="linecolor")
+        handles = [Line2D([], [], **stroke(lines, line), label=line) for line in lines]
+        columns = max(1, round(110 / (8 + max(map(len, lines), default=0))))
+        figure.legend(handles=handles, ncols=columns, loc="outside upper left", frameon=False, labelcolor="linecolor")
         _settle(figure)
         return figure

@@ -14,7 +14,7 @@ function make(tag, attributes = {}, ...children) {
 
 const short = (value) => (value === null || value === undefined ? "–" : String(Number(value.toPrecision(3))).replace("-", "−"));
 
-// The table: a click on a column sorts by it, a second one turns the order.
+// The table: a click on a column head sorts by it, a second one reverses the order.
 
 function sortable(table) {
   const body = table.tBodies[0];
@@ -30,7 +30,7 @@ function sortable(table) {
       const sign = up ? 1 : -1;
       const rows = [...body.rows].map((row) => [row, row.cells[column]]);
       rows.sort(([first, a], [second, b]) => {
-        if (column === 0) return sign * (order.get(first) - order.get(second)); // names as they were sorted here
+        if (column === 0) return sign * (order.get(first) - order.get(second)); // runs in the order of the report
         if (!numbers) return sign * a.textContent.localeCompare(b.textContent, undefined, { numeric: true });
         const [x, y] = [a, b].map((cell) => Number(cell.dataset.value ?? NaN));
         if (Number.isNaN(x) || Number.isNaN(y)) return Number.isNaN(x) - Number.isNaN(y); // empty cells last
@@ -41,7 +41,7 @@ function sortable(table) {
   });
 }
 
-// Curves: a panel a metric, the chosen runs before all others.
+// Curves: one panel per metric, the chosen runs drawn over the others.
 
 function ticks(low, high, count) {
   const rough = (high - low) / count || 1;
@@ -72,9 +72,9 @@ function panel(metric, title, chosen) {
   for (const value of ticks(x0, x1, 4)) {
     svg.append(make("text", { x: x(value), y: height - 5, "text-anchor": "middle" }, short(value)));
   }
-  const draw = (curve, look) => {
+  const draw = (curve, style) => {
     const path = curve.filter(([, v]) => Number.isFinite(v)).map(([s, v], i) => `${i ? "L" : "M"}${x(s).toFixed(1)} ${y(v).toFixed(1)}`);
-    if (path.length) svg.append(make("path", { d: path.join(""), fill: "none", ...look }));
+    if (path.length) svg.append(make("path", { d: path.join(""), fill: "none", ...style }));
   };
   all.forEach((curves, i) => {
     if (!chosen.includes(i)) draw(curves.val, { stroke: "var(--faint)", "stroke-opacity": 0.28 });
@@ -87,30 +87,30 @@ function panel(metric, title, chosen) {
       for (const [s, v] of all[i].val) svg.append(make("circle", { cx: x(s), cy: y(v), r: 2.4, fill: stroke }));
     }
   });
-  const read = make("p");
+  const values = make("p");
   const cursor = make("line", { y1: top, y2: height - bottom, stroke: "var(--faint)", visibility: "hidden" });
   svg.append(cursor);
   const nearest = (curve, step) => curve.reduce((best, p) => (Math.abs(p[0] - step) < Math.abs(best[0] - step) ? p : best));
-  const tell = (step) => {
+  const showValues = (step) => {
     const parts = chosen.filter((i) => all[i].val.length || all[i].train.length).map((i, side) => {
       const [at, value] = nearest(all[i].val.length ? all[i].val : all[i].train, step);
       return make("span", { class: `mark${chosen.indexOf(i)}` }, `${short(value)} `, make("small", {}, `at ${short(at)}`), "  ");
     });
-    read.replaceChildren(...parts);
+    values.replaceChildren(...parts);
   };
   svg.addEventListener("pointermove", (event) => {
     const area = svg.getBoundingClientRect();
     const step = x0 + ((((event.clientX - area.left) / area.width) * width - left) / (width - left - right)) * (x1 - x0);
     const at = x(Math.min(x1, Math.max(x0, step)));
     for (const [name, value] of [["x1", at], ["x2", at], ["visibility", "visible"]]) cursor.setAttribute(name, value);
-    tell(step);
+    showValues(step);
   });
   svg.addEventListener("pointerleave", () => {
     cursor.setAttribute("visibility", "hidden");
-    tell(x1);
+    showValues(x1);
   });
-  tell(x1);
-  box.append(read, svg);
+  showValues(x1);
+  box.append(values, svg);
   return box;
 }
 
@@ -124,7 +124,7 @@ function side(label, number, completion) {
   const scored = score === null || score === undefined ? "" : `  ${DATA.score} ${short(score)}`;
   return make("div", { class: "side" },
     make("small", {}, make("span", { class: `mark${number}` }, label), scored),
-    make("p", {}, completion ? completion[2].trim() || "(empty)" : "(no completion of this prompt)"));
+    make("p", {}, completion ? completion[2].trim() || "(empty)" : "(no completion for this prompt)"));
 }
 
 function completions() {
@@ -142,8 +142,8 @@ function completions() {
   document.getElementById("more").hidden = first.rows.length <= limit;
   const total = first.rows.length;
   document.getElementById("shown").textContent = total
-    ? `${pairs.length} of ${total} completions that were drawn at temperature 1 for held-out prompts; the runs are chosen above.`
-    : "This run has drawn no completions (samples.n).";
+    ? `${pairs.length} of ${total} completions, sampled at temperature 1 for held-out prompts. Choose the runs above.`
+    : "This run sampled no completions; set samples.n above 0.";
 }
 
 function show() {
@@ -159,7 +159,7 @@ function start() {
   DATA.runs.forEach((run, i) => {
     for (const select of [left, right]) select.append(make("option", { value: i }, run.name));
   });
-  right.prepend(make("option", { value: "" }, "nothing"));
+  right.prepend(make("option", { value: "" }, "none"));
   if (DATA.before?.length) right.append(make("option", { value: BEFORE }, "before training (completions only)"));
   left.value = DATA.best;
   right.value = DATA.before?.length ? BEFORE : "";

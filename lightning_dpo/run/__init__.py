@@ -1,1 +1,1 @@
-"""A run is a folder: which run it is, its checkpoints, how signals end it, what it prints."""
+"""A run and its folder: identity, checkpoints, resume, signals, terminal output."""

@@ -1,6 +1,6 @@
-"""Checkpoint files that appear whole or not at all, and of which a damaged one is noticed.
+"""Checkpoint files: written completely or not at all, and verified when read.
 
-`last.ckpt` is the newest, `previous.ckpt` the one before it, which stays until the new one is complete.
+`last.ckpt` is the newest. `previous.ckpt` is the one before it, so that a complete file always exists.
 """
 
 import errno
@@ -10,6 +10,7 @@ import pickle
 import struct
 import zipfile
 import zlib
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -23,26 +24,24 @@ log = logging.getLogger(__name__)
 
 LAST, PREVIOUS = "last.ckpt", "previous.ckpt"
 
-UNREADABLE = (
-    *(zipfile.BadZipFile, zlib.error, struct.error, RuntimeError, EOFError, ValueError, LookupError, OverflowError),
-    *(NotImplementedError, TypeError, AttributeError, AssertionError),
-)
-"""What zipfile and torch raise for a file of which some bytes are others."""
+UNREADABLE = (zipfile.BadZipFile, zlib.error, struct.error, RuntimeError, EOFError, ValueError, LookupError)
+UNREADABLE += (OverflowError, TypeError, AttributeError, AssertionError)
+"""What zipfile and torch raise for a damaged file."""
 
 
 class Damaged(ValueError):
-    """A file that is no whole checkpoint of tensors and plain values."""
+    """The file is not a complete checkpoint of tensors and plain values."""
 
 
 class AtomicCheckpointIO(CheckpointIO):
-    """How a Trainer writes and reads checkpoints: `Trainer(plugins=[AtomicCheckpointIO()])`.
+    """Writes and reads the checkpoints of a Trainer: `Trainer(plugins=[AtomicCheckpointIO()])`.
 
-    A new `last.ckpt` moves the one before it to `previous.ckpt`. Lightning's own writer goes by way of $TMPDIR, which
-    may be another disk, and where that one is full it leaves the checkpoint before it truncated.
+    Writing a new `last.ckpt` renames the old one to `previous.ckpt`. Lightning's own writer uses $TMPDIR, which may be
+    on another disk; when that disk is full, it truncates the existing checkpoint.
     """
 
     def save_checkpoint(self, checkpoint: dict[str, Any], path: str | Path, storage_options: Any = None) -> None:
-        """Errors: OSError that names the path; a checkpoint that was there is kept, as `previous.ckpt` at least."""
+        """Errors: OSError with the path. An existing checkpoint is kept, at least as `previous.ckpt`."""
         path = Path(path)
         temporary = path.with_name(f".{path.name}.tmp")
         try:
@@ -55,11 +54,9 @@ class AtomicCheckpointIO(CheckpointIO):
                 os.replace(path, path.with_name(PREVIOUS))
             os.replace(temporary, path)
             fsync(path.parent)
-        except (OSError, RuntimeError) as error:  # torch wraps the disk's errors in its own
-            try:
+        except (OSError, RuntimeError) as error:  # torch turns errors of the disk into RuntimeError
+            with suppress(OSError):  # the folder may have become read-only
                 temporary.unlink(missing_ok=True)
-            except OSError:  # a folder that has become read-only
-                pass
             raise OSError(f"{path}: the checkpoint could not be written ({_reason(error)})") from error
 
     def load_checkpoint(
@@ -72,28 +69,27 @@ class AtomicCheckpointIO(CheckpointIO):
 
 
 def _reason(error: BaseException) -> str:
-    """The disk's own words, which torch hides behind its writer's."""
-    seen = error
-    while not isinstance(seen, OSError) and (deeper := seen.__cause__ or seen.__context__):
-        seen = deeper
-    return " ".join(str(seen).split())[:200]
+    """The message of the underlying OSError, which torch hides behind its own."""
+    while not isinstance(error, OSError) and (cause := error.__cause__ or error.__context__):
+        error = cause
+    return " ".join(str(error).split())[:200]
 
 
 def read(path: Path, lazily: bool = False) -> dict[str, Any]:
     """The checkpoint, on the CPU. Code in the file is never run.
 
     Args:
-        lazily: map tensors into memory instead of reading them.
+        lazily: memory-map the tensors.
 
-    Errors: Damaged for a file that was cut or altered, or that holds more than tensors and plain values.
+    Errors: Damaged for a file that is truncated or altered, or that holds more than tensors and plain values.
     """
     try:
-        with zipfile.ZipFile(path) as file:  # torch.load reads records without their checksums
+        with zipfile.ZipFile(path) as file:  # torch.load does not verify checksums
             if broken := file.testzip():
-                raise Damaged(f"{path}: the checksum of {broken} does not fit")
+                raise Damaged(f"{path}: the checksum of {broken} does not match")
         return torch.load(path, map_location="cpu", weights_only=True, mmap=lazily)
     except pickle.UnpicklingError:
-        raise Damaged(f"{path}: it holds more than tensors and plain values, and code in it is not run") from None
+        raise Damaged(f"{path}: it holds more than tensors and plain values; code in it is not run") from None
     except (*UNREADABLE, OSError) as error:
         if isinstance(error, Damaged) or (isinstance(error, OSError) and error.errno != errno.EINVAL):
             raise
@@ -101,25 +97,22 @@ def read(path: Path, lazily: bool = False) -> dict[str, Any]:
 
 
 def newest(folder: Path) -> Path | None:
-    """The newest whole checkpoint of a run; None where none was written yet. A damaged one is put aside and named.
+    """The newest complete checkpoint of a run; None before the first. A damaged one is renamed, with a warning.
 
-    Errors: ConfigError where there are only damaged ones.
+    Errors: ConfigError if every checkpoint is damaged.
     """
-    damaged = []
-    for path in (folder / LAST, folder / PREVIOUS):
-        if not path.exists():
-            continue
+    damaged: dict[Path, Damaged] = {}
+    for path in filter(Path.exists, (folder / LAST, folder / PREVIOUS)):
         try:
             read(path, lazily=True)
         except Damaged as error:
-            damaged.append((path, error))
+            damaged[path] = error
             continue
-        for broken, error in damaged:
-            aside = broken.with_name(broken.name + ".damaged")
-            broken.replace(aside)
-            log.warning("damaged checkpoint, put aside as %s: %s; going on from %s instead", aside.name, error, path)
+        for broken, error in damaged.items():
+            renamed = broken.replace(broken.with_name(broken.name + ".damaged"))
+            log.warning("damaged checkpoint, renamed to %s: %s; resuming from %s instead", renamed.name, error, path)
         return path
     if damaged:
-        told = "; ".join(str(error) for _, error in damaged)
-        raise ConfigError(f"no checkpoint is whole: {told}; type another output_dir=... to start anew")
+        errors = "; ".join(map(str, damaged.values()))
+        raise ConfigError(f"every checkpoint is damaged: {errors}; type another output_dir=... to start again")
     return None

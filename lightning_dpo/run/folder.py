@@ -1,4 +1,4 @@
-"""A run is a folder: what went in, what came out, and whether a run goes on there."""
+"""The folder of a run: what it holds, and whether a run resumes in it."""
 
 import json
 import logging
@@ -29,16 +29,16 @@ log = logging.getLogger(__name__)
 PACKAGES = ("lightning-dpo", "torch", "lightning", "transformers", "hydra-core", "wandb")
 LOCK = ".run.lock"
 WRITTEN = ("metrics.csv", "samples.jsonl", "nonfinite.jsonl", "summary.json")
-"""Files that only a run has written."""
+"""Files whose presence means that a run has started in the folder."""
 
 
 class RunFolder:
     """`output_dir`: config.yaml at the start; checkpoints/, model/ and, last, summary.json at the end.
 
     Args:
-        config: the configuration as {dotted key: value}, which a run that goes on is compared with.
+        config: the configuration as {dotted key: value}; a resumed run must have the same.
 
-    Errors: ConfigError for a folder that cannot be written.
+    Errors: ConfigError if the folder cannot be written.
     """
 
     def __init__(self, cfg: DictConfig, config: Mapping[str, Any]):
@@ -53,104 +53,104 @@ class RunFolder:
 
     def locked(self) -> AbstractContextManager[None]:
         """Errors: ConfigError if another process runs here."""
-        message = (
-            f"output_dir={self.cfg.output_dir}: another process is running in this folder; type another output_dir"
-        )
-        return locked(self.path / LOCK, message)
+        key = f"output_dir={self.cfg.output_dir}"
+        return locked(self.path / LOCK, f"{key}: another process is running in this folder; type another output_dir")
 
     def finished(self) -> dict[str, Any] | None:
-        """The summary of the run that ended here; None where none did, or `resume_override` makes it another run.
+        """The summary of a run that has finished here; None if none has, or if `resume_override` makes this another run.
 
-        Errors: ConfigError where that run is none to go on with.
+        Errors: ConfigError if the folder holds another run, or any run with `resume=never`.
         """
         path = self.path / "summary.json"
-        if self.cfg.resume == "never" and (used := [name for name in WRITTEN if (self.path / name).exists()]):
-            told = f"{self.path} holds a run already ({', '.join(used)})"
-            raise ConfigError(f"resume=never: {told}; type another output_dir=...")
-        if not path.exists() or (self._from_elsewhere() and not self._began_so()):
+        if self.cfg.resume == "never":
+            self._refuse_used()
+        if not path.exists() or (self._from_elsewhere() and not self._started_from_same()):
             return None
         summary = json.loads(path.read_text(encoding="utf-8"))
         return None if self._differs(summary["run"]) else summary
 
     def begin(self, data: Mapping[str, list[str]]) -> Path | None:
-        """Write config.yaml; returns the checkpoint from which to go on, None for a run from the start.
+        """Write config.yaml; returns the checkpoint to resume from, None for a run from the start.
 
         Args:
-            data: names of each set's data by content, which a run that goes on must share.
+            data: content hashes of each data set; a resumed run must have the same.
 
-        Errors: ConfigError for a checkpoint of another run, and where all are damaged.
+        Errors: ConfigError if the checkpoint is of another run, or if all are damaged.
         """
         self.metadata = {"config": self.config, "data": dict(data)}
         start = self._start()
         if start is not None:
             self._compare(start, data)
-            (self.path / "summary.json").unlink(missing_ok=True)  # of an end that is none any more
+            (self.path / "summary.json").unlink(missing_ok=True)  # the run is no longer finished
         if start is None or start.absolute().parent != self.path / "checkpoints":
             if (self.path / "metrics.csv").exists():
-                log.warning("%s: the run that began here had saved no checkpoint; it starts again", self.path)
+                log.warning("%s: the previous run here saved no checkpoint; starting again", self.path)
             for name in WRITTEN:
                 (self.path / name).unlink(missing_ok=True)
         (self.path / "config.yaml").write_text(OmegaConf.to_yaml(self.cfg, resolve=True), encoding="utf-8")
         return start
 
     def _start(self) -> Path | None:
-        """The checkpoint from which to go on."""
+        """The checkpoint to resume from."""
         elsewhere = self._from_elsewhere()
-        if self.cfg.resume in ("auto", "never") or (elsewhere and self._began_so()):
+        if self.cfg.resume in ("auto", "never") or (elsewhere and self._started_from_same()):
             own = checkpoint.newest(self.path / "checkpoints")
             if own is not None or not elsewhere:
                 return own
-        elif elsewhere and (used := [name for name in WRITTEN if (self.path / name).exists()]):
-            told = f"{self.path} holds another run ({', '.join(used)})"
-            raise ConfigError(f"resume={self.cfg.resume}: {told}; type another output_dir=...")
+        elif elsewhere:
+            self._refuse_used()
         start = Path(self.cfg.resume)
         if not start.is_file():
             raise ConfigError(f"resume={start}: no such file; allowed: auto, never, the path of a checkpoint")
         return start
 
     def _from_elsewhere(self) -> bool:
-        """Whether the run goes on from a checkpoint of another folder."""
+        """Whether `resume` names a checkpoint in another folder."""
         named = self.cfg.resume not in ("auto", "never")
         return named and Path(self.cfg.resume).absolute().parent != self.path / "checkpoints"
 
-    def _began_so(self) -> bool:
-        """Whether the run in this folder began with the same `resume`: the same command goes on with it."""
+    def _started_from_same(self) -> bool:
+        """Whether the run in this folder started with the same `resume`; then the same command continues it."""
         path = self.path / "config.yaml"
         return path.exists() and OmegaConf.load(path).get("resume") == self.cfg.resume  # type: ignore[union-attr]
 
-    def _compare(self, path: Path, data: Mapping[str, list[str]]) -> bool:
-        """Whether a checkpoint is of another run, where `resume_override` allows that."""
+    def _refuse_used(self) -> None:
+        """Errors: ConfigError if a run has started in this folder."""
+        if used := [name for name in WRITTEN if (self.path / name).exists()]:
+            found = f"{self.path} already holds a run ({', '.join(used)})"
+            raise ConfigError(f"resume={self.cfg.resume}: {found}; type another output_dir=...")
+
+    def _compare(self, path: Path, data: Mapping[str, list[str]]) -> None:
+        """Errors: ConfigError if the checkpoint is of another run and `resume_override` is false."""
         try:
             metadata = checkpoint.read(path, lazily=True).get("run")
         except checkpoint.Damaged as error:
             raise ConfigError(f"resume={path}: {error}") from None
         if metadata is None:
             raise ConfigError(f"{path}: no run of lightning_dpo has written this checkpoint")
-        return self._differs(metadata, data)
+        self._differs(metadata, data)
 
     def _differs(self, metadata: Mapping[str, Any], data: Mapping[str, list[str]] | None = None) -> bool:
-        """The same of what a checkpoint or a summary says about its run."""
+        """Whether the metadata of a checkpoint or summary are of another run, and `resume_override` allows that."""
         changed = differences(metadata["config"], self.config)
         if data is not None:
-            changed += [
-                f"the pairs of {name}"
-                for name in {**metadata["data"], **data}
-                if metadata["data"].get(name) != data.get(name)
-            ]
+            saved = metadata["data"]
+            changed += [f"the pairs of {name}" for name in {**saved, **data} if saved.get(name) != data.get(name)]
         if changed and not self.cfg.resume_override:
-            told = f"{self.path} holds another run ({'; '.join(changed)})"
-            raise ConfigError(f"{told}; type another output_dir=..., or resume_override=true to go on all the same")
+            found = f"{self.path} holds another run ({'; '.join(changed)})"
+            raise ConfigError(f"{found}; type another output_dir=..., or resume_override=true to resume all the same")
         if changed:
-            log.warning("going on with a run that was another one: %s", "; ".join(changed))
+            log.warning("resuming although these settings changed: %s", "; ".join(changed))
         return bool(changed)
 
     def export(self, trainer: L.Trainer, module: DPOModule, tokenizer: PreTrainedTokenizerBase, choices: dict) -> None:
         """checkpoints/last.ckpt for Lightning and model/ for transformers."""
         trainer.save_checkpoint(self.path / "checkpoints" / checkpoint.LAST)
+        loss: Any = OmegaConf.to_container(self.cfg.loss, resolve=True)
         card = MODEL_CARD.format(
             base=self.cfg.model.path,
             loss=choices["loss"],
-            parameters=json.dumps({k: v for k, v in self._plain("loss").items() if not k.startswith("_")}),
+            parameters=json.dumps({k: v for k, v in loss.items() if not k.startswith("_")}),
             data=self.cfg.data.train,
             steps=trainer.global_step,
             version=version("lightning-dpo"),
@@ -158,11 +158,8 @@ class RunFolder:
         with whole_folder(self.path / "model") as folder:
             export(module.policy, tokenizer, folder, card)
 
-    def _plain(self, key: str) -> dict[str, Any]:
-        return OmegaConf.to_container(self.cfg[key], resolve=True)  # type: ignore[return-value]
-
     def check_objective(self, metrics: MetricsCSV) -> None:
-        """Errors: ConfigError, after the first validation, for an objective that validation does not measure."""
+        """After the first validation. Errors: ConfigError if validation does not measure the objective."""
         name, known = self.cfg.objective, sorted(n for n in metrics.last if n.startswith("val/"))
         if name.startswith("val/") and name not in known:
             raise ConfigError(f"objective={name}: this run does not measure it; allowed: {', '.join(known)}")
@@ -170,7 +167,7 @@ class RunFolder:
     def summarise(
         self, module: DPOModule, report: dict[str, Any], metrics: MetricsCSV, throughput: Throughput, seconds: float
     ) -> float | None:
-        """Write summary.json, which marks a finished run; returns the objective (None if it was not logged)."""
+        """Write summary.json, which marks the run as finished; returns the objective, None if it was not logged."""
         objective = metrics.last.get(self.cfg.objective)
         summary: dict[str, Any] = {
             "objective": {"name": self.cfg.objective, "value": objective},

@@ -1,6 +1,6 @@
-"""Which run is this: its settings, and the contents of the files that they name.
+"""The identity of a run: its settings and the contents of the files that they name.
 
-A run resumes and a job of a sweep is skipped by its fingerprint; a report leaves out the keys that make no difference.
+Its fingerprint decides whether a run may resume, whether a sweep skips a job, and which keys a report compares.
 """
 
 import hashlib
@@ -19,11 +19,10 @@ from lightning_dpo.safety import secrets
 from lightning_dpo.signatures import leaves
 
 PLACES = ("output_dir", "run_name", "sweep_name", "logger", "resume", "resume_override", "checkpoint")
-"""Where a run's numbers go and how it resumes. What other keys take from these (`${output_dir}`) does not count."""
+"""Where a run's numbers go and how it resumes. Values that other keys take from these (`${output_dir}`) are ignored."""
 
 MAY_CHANGE: dict[str, tuple[str, ...]] = {
-    **dict.fromkeys((*PLACES, "hydra", "trainer.default_root_dir"), ("resume", "sweep", "report")),
-    "reference.cache_dir": ("resume", "sweep", "report"),
+    **dict.fromkeys((*PLACES, "hydra", "trainer.default_root_dir", "reference.cache_dir"), ("resume", "sweep", "report")),
     "objective": ("resume", "report"),
     **dict.fromkeys(
         (f"trainer.{n}" for n in ("max_time", "enable_progress_bar", "enable_model_summary")), ("resume", "sweep")
@@ -31,45 +30,44 @@ MAY_CHANGE: dict[str, tuple[str, ...]] = {
     **dict.fromkeys((f"data.{n}" for n in ("num_workers", "num_proc", "cache_dir")), ("resume", "sweep")),
     **dict.fromkeys((f"data.{n}" for n in ("report", "report_plot", "report_ches")), ("resume", "sweep")),
 }
-"""Keys, with all below them, that change no number: where another value leaves a run the same one."""
+"""Keys, with all below them, that change no number, and where another value still means the same run."""
 
 ADDED: dict[str, Any] = {}
-"""Keys that a saved run may lack, and the value under which a run is what it was before the key existed."""
+"""Keys newer than a saved run may be, and the value that keeps the previous behaviour."""
 
 CHANGED_DEFAULTS: dict[tuple[str, Any, Any], str] = {
     ("scheduler.warmup_steps", 0.1, 0): "scheduler=constant has no warm-up since 0.2.0"
 }
-"""(key, former default, default): what changed. The former value is typed to resume a run that was saved before."""
+"""(key, old default, new default): what changed. To resume an older run, the user types the old value."""
 
 FILES = ("model.path", "reference.path", "data.train", "data.val", "data.chat_template")
 """Keys that may name files or folders, at any depth below."""
 NO_FILES = ("weight", "subset", "split", "revision")
-"""Settings of a source beside its path."""
+"""Settings of a source other than its path."""
 READ = (".safetensors", ".json", ".jinja", ".model", ".txt", ".py")
-"""What is read of a folder: weights, configuration and tokenizer of a model, the state of a saved data set."""
+"""Files that count in a folder: weights, configuration and tokenizer of a model, the state of a saved data set."""
 
 
 def may_change(key: str, where: str) -> bool:
-    """Whether a run stays the same one where this key has another value: on `resume`, in a `sweep`, in a `report`."""
+    """Whether a run with another value of the key is the same run. `where`: "resume", "sweep" or "report"."""
     return any(where in places and (key == free or key.startswith(f"{free}.")) for free, places in MAY_CHANGE.items())
 
 
 def fingerprint(cfg: DictConfig) -> dict[str, Any]:
-    """What makes it this run: the resolved configuration as {dotted key: value}, without PLACES and without secrets,
-    and the hashes of the files that it names."""
+    """The resolved configuration as {dotted key: value}, without PLACES and secrets, with hashes of the files it names."""
     cfg = cfg.copy()
     with open_dict(cfg):
         for key in PLACES:
             cfg[key] = None
     plain: Any = OmegaConf.to_container(cfg, resolve=True)
     found = {key: value for key, value in leaves(plain).items() if not secrets.KEY.search(key)}
-    return json.loads(json.dumps(found | content(found)))  # as it will be read again
+    return json.loads(json.dumps(found | content(found)))  # as it is read back
 
 
 def differences(previous: Mapping[str, Any], current: Mapping[str, Any], where: str = "resume") -> list[str]:
-    """The settings that make it another run, as `key old -> new`, with what to type where a default has changed.
+    """The settings that make it another run, as `key old -> new`, with what to type if a default has changed.
 
-    A file that could not be read then or now is no difference: the run itself says what is missing.
+    A file that could not be read then or now is not a difference: the run itself reports missing files.
     """
     found = []
     for key in {**previous, **current}:
@@ -82,13 +80,13 @@ def differences(previous: Mapping[str, Any], current: Mapping[str, Any], where: 
 
 
 def changed_default(key: str, old: Any, new: Any) -> str:
-    """What to type to resume a run that was saved under a former default; empty for any other difference."""
+    """What to type to resume a run saved under an old default; empty for any other difference."""
     reason = next((text for change, text in CHANGED_DEFAULTS.items() if change == (key, old, new)), None)
     return f"{reason}; type {key}={old} to resume it" if reason else ""
 
 
 def _equal(key: str, old: Any, new: Any) -> bool:
-    """A function or class that has moved within the package is the same one."""
+    """A function or class that has moved within the package is the same."""
     both = (old, new)
     targets = all(isinstance(name, str) and name.startswith("lightning_dpo.") for name in both)
     return old == new or (
@@ -107,8 +105,7 @@ def _imported(dotted: str) -> Any:
 def content(config: Mapping[str, Any]) -> dict[str, str]:
     """`{"<key> (content)": hash}` of each local file or folder that the configuration {dotted key: value} names.
 
-    A hub id counts by its name, and a stream, which may be larger than the disk, is not read. A file that cannot be
-    read has no hash: the run says why.
+    Hub ids and unreadable files have no hash. Nor has a stream, which may be larger than the disk.
     """
     found = {}
     for key, value in config.items():
@@ -134,7 +131,7 @@ def _paths(value: Any) -> Iterator[str]:
 
 def _content(path: Path) -> str | None:
     try:
-        if os.path.isfile(path):  # False, and no error, where a text is too long for a path
+        if os.path.isfile(path):  # unlike Path.is_file, no error for a text longer than a path may be
             return _hash(path)
         if not os.path.isdir(path):
             return None
@@ -152,5 +149,5 @@ def _hash(path: Path) -> str:
 
 @cache
 def _sha256(path: Path, *version: int) -> str:
-    """Read once for all jobs of a sweep."""
+    """Cached, so that the jobs of a sweep read a file once."""
     return file_sha256(path)[:12]

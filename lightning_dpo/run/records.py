@@ -1,4 +1,4 @@
-"""`job.json`: what runs in a folder of a sweep and how it ended. Sweeps write it, reports read it."""
+"""`job.json`, the record of a sweep's job: what runs in its folder and how it ended. Reports read it too."""
 
 import json
 from collections.abc import Iterator
@@ -15,7 +15,7 @@ LOCK = ".job.lock"
 
 
 def read_record(path: Path) -> dict[str, Any]:
-    """A record; empty where there is none that can be read."""
+    """A record; empty if it is missing or unreadable."""
     try:
         return json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError):
@@ -24,9 +24,9 @@ def read_record(path: Path) -> dict[str, Any]:
 
 @contextmanager
 def locked(lock: Path, message: str) -> Iterator[None]:
-    """Keep other processes out. The lock ends with its process, however that ends.
+    """Keep other processes out. The operating system releases the lock of a process that is killed.
 
-    Errors: ConfigError with the message where another process has it.
+    Errors: ConfigError with the message if another process holds the lock.
     """
     try:
         with FileLock(lock, timeout=0):
@@ -36,7 +36,7 @@ def locked(lock: Path, message: str) -> Iterator[None]:
 
 
 def is_running(folder: Path) -> bool:
-    """Whether a process runs the job of this folder."""
+    """Whether a process is running the job of this folder."""
     try:
         with locked(folder / LOCK, ""):
             return False

@@ -1,7 +1,6 @@
-"""What Lightning's checkpoints leave out: random generators, and where in an epoch a run stands.
+"""What Lightning's checkpoints lack: random generators, and the position in an epoch.
 
-All private names of Lightning that a resume depends on are here; `tests/run/test_resume_private_names.py` says which
-version of Lightning has moved one.
+All private names of Lightning that resuming depends on are here; `tests/run/test_resume_private_names.py` checks them.
 """
 
 import random
@@ -15,28 +14,28 @@ from lightning.pytorch.loops.progress import _ProcessedTracker
 
 
 def begin_epoch(trainer: L.Trainer, epochs: int) -> None:
-    """Let a run that goes on begin an epoch as a run that never stopped does. Lightning's own restart there leaves out
-    batches or validations, or trains an epoch more, depending on which validation came last."""
+    """Start the epoch after `epochs` complete ones as an uninterrupted run does. Lightning's own restart skips batches
+    or validations, or trains one epoch too many, depending on which validation came last."""
     loop = trainer.fit_loop
     loop.epoch_progress.total, loop.epoch_progress.current = (_ProcessedTracker(*[epochs] * 4) for _ in range(2))
-    loop._restarting = loop.epoch_loop.restarting = False  # the loop's own setter says True where max_steps is given
+    loop._restarting = loop.epoch_loop.restarting = False  # the fit loop's own setter may set True if max_steps is set
     for part in (loop, loop.epoch_loop, loop.epoch_loop.val_loop):
         part.reset_restart_stage()
 
 
 def validates_now(trainer: L.Trainer) -> bool:
-    """Whether a validation follows the batch that has just ended."""
+    """Whether validation follows the batch that has just ended."""
     fit_loop = trainer.fit_loop
     return fit_loop.epoch_loop._should_check_val_fx(fit_loop._data_fetcher)  # type: ignore[arg-type]
 
 
 def is_within_step(trainer: L.Trainer) -> bool:
-    """Whether some micro-batches of an optimizer step are done and others are not."""
+    """Whether an optimizer step has begun and its last micro-batch is still to come."""
     return trainer.fit_loop._should_accumulate()
 
 
 def uncount_epoch(checkpoint: dict[str, Any]) -> None:
-    """Lightning counts the epoch in which training has ended as a whole one, and would resume with the next."""
+    """Lightning counts the epoch in which training ended as complete, and would resume with the next one."""
     for counts in checkpoint["loops"]["fit_loop"]["epoch_progress"].values():
         counts["processed"] -= 1
         counts["completed"] -= 1

@@ -1,4 +1,4 @@
-"""How a run ends before its end: by Ctrl-C or SIGTERM, or because its time is over."""
+"""Ctrl-C and SIGTERM: a run finishes its step, saves and exits."""
 
 import signal
 import threading
@@ -8,18 +8,17 @@ NUMBERS = (signal.SIGINT, signal.SIGTERM)
 
 
 class Interrupted(SystemExit):
-    """A signal ended the run; the code is 128 + its number, as shells have it."""
+    """A signal ended the run. The exit code is 128 + its number, as in shells."""
 
 
 class Stop:
-    """While training, the first signal waits for the end of the step; otherwise, and a second time, it ends the run.
-
-    A context manager around a run. Handlers that were there before are called at the end: a sweep has its own.
+    """A context manager around a run. While training, the first signal waits for the end of the step. A second one, or
+    one outside training, ends the run at once, by way of the previous handler if there is one (a sweep's).
     """
 
     def __init__(self):
         self.number: int | None = None
-        """The signal that waits."""
+        """The pending signal."""
         self.waiting = False
         self._previous: dict[int, Any] = {}
 
@@ -33,13 +32,13 @@ class Stop:
             signal.signal(number, previous)
 
     def wait_for_step(self, waiting: bool) -> None:
-        """Whether a signal waits. Also takes SIGTERM back from Lightning, which has a handler of its own."""
+        """Set whether a signal waits. Also replaces the handler that Lightning installs for SIGTERM."""
         self.waiting = waiting
         for number in self._previous:
             signal.signal(number, self._handle)
 
     def leave(self, number: int) -> None:
-        """Errors: Interrupted, or what the handler before this one raises."""
+        """Errors: Interrupted, or what the previous handler raises."""
         previous = self._previous[number]
         if callable(previous) and previous is not signal.default_int_handler:
             previous(number, None)
@@ -49,4 +48,4 @@ class Stop:
         if not self.waiting or self.number is not None:
             self.leave(number)
         self.number = number
-        print(f"{signal.Signals(number).name}: finishing the step and saving; a second one ends at once", flush=True)
+        print(f"{signal.Signals(number).name}: finishing the step and saving; a second one exits at once", flush=True)

@@ -1,4 +1,4 @@
-"""What a run prints at its start and at its end."""
+"""The lines that a run prints at its start and at its end."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -21,7 +21,7 @@ TABLE = {
     "length, tokens": "val/samples/length",
     "validity": "val/samples/valid",
 }
-"""Rows of the closing table; a row without a value is left out."""
+"""Rows of the final table; one without a value is left out."""
 
 
 def header(cfg: DictConfig, choices: dict[str, str | None], module: DPOModule) -> None:
@@ -29,8 +29,8 @@ def header(cfg: DictConfig, choices: dict[str, str | None], module: DPOModule) -
     size = sum(p.numel() for p in module.policy.parameters())
     say(f"policy     {cfg.model.path} ({size:,} parameters, {cfg.model.dtype})")
     say(f"loss       {choices['loss']} ({parameters})   reference {choices['reference']}")
-    say(f"optimizer  lr {cfg.optimizer.lr:g}, {cfg.scheduler.name}, {cfg.data.batch_size} pairs x "
-        f"{cfg.trainer.accumulate_grad_batches} per step")  # fmt: skip
+    pairs = f"{cfg.data.batch_size} pairs x {cfg.trainer.accumulate_grad_batches} per step"
+    say(f"optimizer  lr {cfg.optimizer.lr:g}, {cfg.scheduler.name}, {pairs}")
     why = f" ({module.scorer.why_not_packed})" if module.scorer.why_not_packed else ""
     say(f"scoring    {module.scorer.layout}{why}")
     say(f"output     {cfg.output_dir}")
@@ -40,10 +40,10 @@ def header(cfg: DictConfig, choices: dict[str, str | None], module: DPOModule) -
 
 
 def footer(metrics: MetricsCSV, first: Sequence[Any], last: Sequence[Any], folder: Path) -> None:
-    """Print the table of the first and the last validation, some completions of both, and what was written.
+    """Print a table of the first and the last validation, some completions of both, and the files written.
 
     Args:
-        first, last: completions (`prompt`, `text`) of those validations, in the same order.
+        first, last: completions (`prompt`, `text`) of these validations, in the same order.
     """
     table = Table("held out", "before", "after")
     for label, name in TABLE.items():

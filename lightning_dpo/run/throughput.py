@@ -11,7 +11,7 @@ COUNTED = ("pairs", "tokens", "seconds", "validated_at")
 
 
 class Throughput(L.Callback):
-    """Counts pairs and tokens while training; a prompt counts once per pair, and padding not at all.
+    """Counts pairs and tokens in training. A prompt counts once per pair; padding does not count.
 
     `validated_at` is the number of optimizer steps at the last validation.
     """

@@ -1,1 +1,1 @@
-"""What a stranger's configuration may not do: skip this room on a first reading. docs/design/safety.md says why."""
+"""What a stranger's configuration may not do. Skip this on a first reading; docs/design/safety.md gives the reasons."""

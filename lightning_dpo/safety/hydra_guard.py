@@ -1,4 +1,4 @@
-"""Hydra acts on its own part of a configuration before a run begins: it is checked where Hydra composes it."""
+"""Hydra acts on its own part of a configuration before a run begins, so that part is checked when Hydra composes it."""
 
 import inspect
 import os
@@ -21,16 +21,16 @@ from lightning_dpo.safety.secrets import NAME, redact, refuse_secret_values
 from lightning_dpo.signatures import nodes
 
 BUILT = r"hydra\.(callbacks|job|job_logging|hydra_logging|launcher|sweeper)(\.|$)"
-"""What Hydra builds and calls."""
+"""Keys that Hydra builds and calls."""
 KNOWN = ("${parallel_jobs:}", "${hydra.job.name}", "${hydra.sweep.dir}/.submitit/%j")
 """Interpolations of the launchers."""
 COMMAND = "LIGHTNING_DPO_COMMAND"
-"""Environment variable of the command `train` and of its workers, which compose this project's configurations alone."""
+"""Environment variable of the command `train` and its workers, which compose only this project's configurations."""
 
 
 @contextmanager
 def command() -> Iterator[None]:
-    """Every configuration that is composed meanwhile is this project's, from whatever folder (`--config-path`)."""
+    """Check every configuration composed inside the block, from whatever folder it comes (`--config-path`)."""
     previous, os.environ[COMMAND] = os.environ.get(COMMAND), "train"
     try:
         yield
@@ -41,9 +41,9 @@ def command() -> Iterator[None]:
 
 
 def install(conf: str, prepare: Callable[[], None]) -> None:
-    """Refuse, in this process from now on, what a composed configuration would run: logging, callbacks and the launcher
-    are set up before the first line of a run, so Hydra offers no later place for it. Configurations of other Hydra
-    applications pass untouched.
+    """From now on, check this project's configurations whenever this process composes one. Hydra sets up logging,
+    callbacks and the launcher before the first line of a run, so there is no later place for it. Configurations of
+    other Hydra applications pass untouched.
 
     Args:
         conf: the folder of this project's configurations.
@@ -93,7 +93,7 @@ def _check_search_path(search_path: ConfigSearchPath) -> None:
 
 
 def _in_environ(error: KeyError) -> bool:
-    """Whether os.environ has raised it, as for a name of `hydra.job.env_copy`."""
+    """Whether os.environ raised it, as for a name in `hydra.job.env_copy`."""
     place = error.__traceback__
     while place is not None and place.tb_next is not None:
         place = place.tb_next
@@ -101,20 +101,20 @@ def _in_environ(error: KeyError) -> bool:
 
 
 def _check_typed(cfg: DictConfig, given: list[str]) -> None:
-    """What counts as typed is what was typed: Hydra adds it to a list that may stand in a file."""
+    """Only what was typed may be in Hydra's list of overrides, which a file could extend."""
     counted: Any = OmegaConf.to_container(cfg.hydra.overrides, resolve=False)
     known = [*given, *(o for o in counted["hydra"] if o.startswith("hydra.mode="))]
     if smuggled := [o for o in (*counted["task"], *counted["hydra"]) if o not in known]:
-        raise ConfigError(f"hydra.overrides: {redact(smuggled[0])} stands in a file, and nobody typed it; take it out")
+        raise ConfigError(f"hydra.overrides: {redact(smuggled[0])} is in a file and was not typed; remove it")
 
 
 def check(cfg: DictConfig) -> None:
-    """Errors: ConfigError for a part of `hydra:` that would run another's code or log outside the run's folder."""
+    """Errors: ConfigError for a part of `hydra:` that would run foreign code or write outside the run's folder."""
     plain: Any = OmegaConf.to_container(cfg.hydra, resolve=False)
     _check_folders(plain)
     for name in plain["job"].get("env_copy") or ():
         if NAME.search(str(name)):
-            raise ConfigError(f"hydra.job.env_copy: {name} would stand in a file; every process has it already")
+            raise ConfigError(f"hydra.job.env_copy: {name} would be written to a file; every process has it already")
     for key in plain["sweeper"].get("params") or ():
         if not re.fullmatch(r"[+~]*[\w./@-]+", str(key)):
             raise ConfigError(f"hydra.sweeper.params: {key!r} is no key")
@@ -122,44 +122,49 @@ def check(cfg: DictConfig) -> None:
         plain["job"]["env_set"].pop(name, None)  # this very environment
     for path, node in nodes({"hydra": plain}):
         if isinstance(node, str) and "${" in node and re.match(BUILT, path) and node not in KNOWN:
-            # The form of the one is checked below; the other is what was typed, and becomes a name.
+            # The first is checked in targets.check; the second was typed, and becomes a name.
             if not path.endswith((".filename", "hydra.job.override_dirname")):
-                told = "what it stands for when Hydra acts on it cannot be checked; write the value out"
-                raise ConfigError(f"{path}={redact(node)}: {told}")
+                raise ConfigError(
+                    f"{path}={redact(node)}: an interpolation cannot be checked here; write the value out"
+                )
     targets.check({"hydra": plain})
     name = str(plain["job"].get("name"))
     if slug(name) != name:
-        raise ConfigError(f"hydra.job.name={name!r}: a name of letters, digits and dashes; it names the log file")
+        raise ConfigError(
+            f"hydra.job.name={name!r}: a name of letters, digits and dashes is allowed, because it names the log file"
+        )
 
 
 SLUG = r"\$\{slug:([^{}]|\{[^{}]*\})*\}"
-"""An interpolation that gives one safe name, whatever stands in it."""
+"""An interpolation that gives one safe name, whatever its argument."""
 
 
 def _check_folders(plain: dict[str, Any]) -> None:
-    """Hydra makes its folders before a run begins."""
+    """Hydra creates its folders before a run begins."""
     if (folder := plain["run"]["dir"]) != "${output_dir}":
         raise ConfigError(f"hydra.run.dir={redact(str(folder))}: type output_dir=...")
     subdir, inner = str(plain["sweep"]["subdir"]), plain.get("output_subdir")
     if slug(subdir) != subdir and not re.fullmatch(SLUG, subdir):
-        told = "a sweep is one level of folders with safe names; type"
-        raise ConfigError(f"hydra.sweep.subdir={redact(subdir)}: {told} 'hydra.sweep.subdir=\"${{slug:a-${{beta}}}}\"'")
+        message = "a sweep is one level of folders with safe names; type"
+        raise ConfigError(
+            f"hydra.sweep.subdir={redact(subdir)}: {message} 'hydra.sweep.subdir=\"${{slug:a-${{beta}}}}\"'"
+        )
     if inner is not None and slug(inner) != inner:
         raise ConfigError(f"hydra.output_subdir={redact(str(inner))}: a name of letters, digits and dashes, or null")
 
 
 def _check_secrets(cfg: DictConfig) -> None:
-    """Hydra writes what was composed into files, and makes folders by it, before a run begins."""
+    """Hydra writes the composed configuration to files and names folders by it before a run begins."""
     raw: Any = OmegaConf.to_container(cfg, resolve=False)
     for path, node in sorted(nodes(raw), key=lambda found: found[0].startswith("hydra.")):
         for name in re.findall(r"oc\.env:\s*([\w$]+)", node) if isinstance(node, str) else ():
             if NAME.search(name) or "$" in name:
-                told = "would stand in every file; secrets are read from the environment itself"
-                raise ConfigError(f"{path}: ${{oc.env:{name}}} {told}")
+                reason = "would be written to every file; secrets are read from the environment itself"
+                raise ConfigError(f"{path}: ${{oc.env:{name}}} {reason}")
     for name in raw.keys() - {"hydra"}:
         try:
             node = cfg[name]
             plain = {name: OmegaConf.to_container(node, resolve=True) if OmegaConf.is_config(node) else node}
-        except OmegaConfBaseException:  # a value is missing, or no run will begin
+        except OmegaConfBaseException:  # a value is missing, and no run will begin
             plain = {name: raw[name]}
         refuse_secret_values(plain)

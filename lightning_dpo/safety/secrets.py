@@ -1,4 +1,4 @@
-"""Secrets of the environment leave nowhere: what is printed or logged is cleaned, and a configuration holds none.
+"""Secrets of the environment are removed from everything printed or logged, and refused in a configuration.
 
 A secret is the value of an environment variable whose name says so (HF_TOKEN, WANDB_API_KEY, DB_PASSWORD, ...).
 """
@@ -30,20 +30,19 @@ KEY = re.compile(
 """Keys of a configuration that hold a secret."""
 
 SHORTEST = 6
-"""Characters; a shorter value would black out ordinary words."""
+"""Characters; a shorter value would redact ordinary words."""
 
 IN_URL = re.compile(r"(?<=://)[^\s/@:]+:[^\s/@]+(?=@)")
 
 
 def secrets() -> dict[str, str]:
-    """The secrets of the environment by their variables' names, longest first, so that none is left in part."""
+    """The secrets of the environment by variable, longest first, so that no part of one is left."""
     found = {n: v.strip() for n, v in os.environ.items() if NAME.search(n) and len(v.strip()) >= SHORTEST}
     return dict(sorted(found.items(), key=lambda item: -len(item[1])))
 
 
 def redact(text: str) -> str:
-    """The text with `[HF_TOKEN]` in place of that variable's value, as it is, quoted or escaped, and without the
-    passwords of URLs."""
+    """Replace each secret (plain, quoted or escaped) by its variable, as in `[HF_TOKEN]`; remove passwords of URLs."""
     for name, value in secrets().items():
         lines = [line for line in value.splitlines() if len(line) >= SHORTEST]
         for form in (value, escaped(value), repr(value)[1:-1], urllib.parse.quote(value, safe=""), *lines):
@@ -52,19 +51,19 @@ def redact(text: str) -> str:
 
 
 def escaped(text: str) -> str:
-    """As it stands in JSON."""
+    """The text as JSON writes it, without the quotes."""
     return json.dumps(text, ensure_ascii=False)[1:-1]
 
 
 def holder(text: str) -> str | None:
-    """The variable whose value stands in a text, or "a URL's password" (HTTPS_PROXY and its like go into the shell)."""
+    """The variable whose value the text contains, or "a URL's password"; None: no secret."""
     if IN_URL.search(text):
         return "a URL's password"
     return next((name for name, value in secrets().items() if value in text), None)
 
 
 class Formatter(logging.Formatter):
-    """What another formatter makes of a record, tracebacks included, without secrets."""
+    """The output of another formatter, tracebacks included, without secrets."""
 
     def __init__(self, inner: logging.Formatter | None):
         super().__init__()
@@ -75,14 +74,14 @@ class Formatter(logging.Formatter):
 
 
 def protect_logs() -> None:
-    """For the handlers of the root logger, as they are now: a later set-up of logging makes others."""
+    """Redact what the current handlers of the root logger write; a later logging set-up makes new handlers."""
     for handler in logging.getLogger().handlers:
         if not isinstance(handler.formatter, Formatter):
             handler.setFormatter(Formatter(handler.formatter))
 
 
 class Stream:
-    """A text stream that is written to without secrets. Whoever replaces its `write`, as W&B does, gets clean text."""
+    """A text stream that redacts what is written to it, also where its `write` is replaced, as W&B does."""
 
     def __init__(self, inner: TextIO):
         self.__dict__.update(inner=inner, sink=inner.write)
@@ -112,7 +111,7 @@ class Stream:
 
 @contextmanager
 def protected_output() -> Iterator[None]:
-    """Standard output and error of this process, meanwhile."""
+    """Redact standard output and error of this process inside the block."""
     out, err = sys.stdout, sys.stderr
     sys.stdout, sys.stderr = Stream(out), Stream(err)  # type: ignore[assignment]
     try:
@@ -122,14 +121,14 @@ def protected_output() -> Iterator[None]:
 
 
 def protect_worker() -> None:
-    """Standard output and error of a worker process that was started afresh; a fork has its parent's streams."""
-    # By name: while a worker imports what it will run, it has no parent_process() yet.
+    """Redact standard output and error of a spawned worker; a forked one has its parent's streams."""
+    # By name: while a worker imports its function, parent_process() is still None.
     if multiprocessing.current_process().name != "MainProcess" and not isinstance(sys.stdout, Stream):
         sys.stdout, sys.stderr = Stream(sys.stdout), Stream(sys.stderr)  # type: ignore[assignment]
 
 
 def clean(path: Path) -> None:
-    """A text file to which programs have written that know nothing of this module."""
+    """Redact a text file that other programs have written."""
     text = path.read_text(encoding="utf-8", errors="surrogateescape")
     if (cleaned := redact(text)) != text:
         temporary = path.with_name(path.name + ".tmp")
@@ -138,20 +137,20 @@ def clean(path: Path) -> None:
 
 
 def refuse_secrets(overrides: list[str]) -> None:
-    """Secrets on the command line end in shell histories and run folders: refuse them before Hydra copies them."""
+    """Errors: ConfigError for a secret on the command line, before Hydra copies it into files."""
     for override in overrides:
         key = override.split("=", 1)[0].lstrip("+~")
         if "=" in override and KEY.search(key):
             raise ConfigError(f"{key}=...: secrets come from the environment (WANDB_API_KEY, HF_TOKEN), not from a key")
         if name := holder(override):
-            raise ConfigError(f"{redact(key)}=... holds the value of {name}, which would stand in every file")
+            raise ConfigError(f"{redact(key)}=... holds the value of {name}, which would be written to every file")
 
 
 def refuse_secret_values(plain: dict[str, Any], in_file: Callable[[str], str] = lambda key: "") -> None:
-    """A configuration is written to config.yaml, to W&B and into names. Errors: ConfigError, which repeats none."""
+    """Errors: ConfigError for a secret in a configuration, which would reach files, W&B and names; repeats no secret."""
     for path, node in nodes(plain):
         shown = f"{redact(path)}{in_file(path)}"
         if node is not None and node != "" and KEY.search(path):
             raise ConfigError(f"{shown}: secrets come from the environment (WANDB_API_KEY, HF_TOKEN), not from a key")
         if name := holder(path) or (not isinstance(node, dict | list) and holder(str(node))):
-            raise ConfigError(f"{shown} holds the value of {name}, which would stand in every file; leave it out")
+            raise ConfigError(f"{shown} holds the value of {name}, which would be written to every file; leave it out")

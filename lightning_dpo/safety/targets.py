@@ -1,9 +1,9 @@
-"""What a configuration may name: each place in it takes one kind of object, and nothing else is imported or called.
+"""What a configuration may name: each place takes one kind of object, and nothing else is imported or called.
 
-A configuration may come from a stranger, and importing a module or calling a function runs code. An allow-list by
-package alone would be none: under `torch`, `torch.hub.load` runs. So a `_target_` has to come from a package that its
-place knows, to be of the kind that is built there (a class by its base, a function by what it returns), and to be
-defined in such a package itself: `lightning_dpo.train.os.system` is not ours, whatever its path says.
+A configuration may come from a stranger, and importing a module or calling a function runs code. An allow-list of
+packages is not enough: `torch.hub.load` runs code too. So a `_target_` must come from a package that its place allows,
+must be of the kind that is built there (a class by its base, a function by its return annotation), and must be defined
+in such a package itself: `lightning_dpo.train.os.system` is refused.
 """
 
 import importlib
@@ -17,14 +17,15 @@ from lightning_dpo.errors import ConfigError
 from lightning_dpo.signatures import nodes
 
 ALLOW = "LIGHTNING_DPO_ALLOW"
-"""Environment variable with packages of one's own, separated by commas. They may stand wherever their kind fits."""
+"""Environment variable with trusted packages, separated by commas. Their functions are allowed at every place, their
+classes where the base fits."""
 
 
 class AllowedTarget(NamedTuple):
-    """What may stand at a place.
+    """What is allowed at a place.
 
-    what: in words. packages: where it may come from without asking. base: dotted path of the class that a class is or
-    derives from. returns: the annotation by which a function of this project is told; None: no function fits.
+    what: in words. packages: where it may come from. base: dotted path of the class that a class must derive from.
+    returns: the return annotation that a function must have; None: no function is allowed.
     """
 
     what: str
@@ -73,24 +74,24 @@ ALLOWED = {
 """By place; `*` is any one name."""
 
 DOTTED = ("samples.scorer", "hydra.sweeper.custom_search_space")
-"""Places that hold the dotted path alone."""
+"""Places whose value is a dotted path."""
 
 IN_THE_SHELL = {
-    "hydra.job.env_set.*": "environment variables are set in the shell",
-    "hydra.launcher.setup": "shell commands stand in the script that starts the sweep",
+    "hydra.job.env_set.*": "set environment variables in the shell",
+    "hydra.launcher.setup": "put shell commands into the script that starts the sweep",
     "hydra.launcher.python": "the interpreter is the one that starts the sweep",
     "hydra.launcher.srun_args": "type SLURM_* variables in the shell",
     "hydra.launcher.additional_parameters": "type SBATCH_* variables in the shell",
     "hydra.sweeper.params.model.trust_remote_code": "type model.trust_remote_code=true",
-    "logger.*.tracking_uri": "type MLFLOW_TRACKING_URI=... in the shell: your token would be sent there",
+    "logger.*.tracking_uri": "type MLFLOW_TRACKING_URI=... in the shell, because your token is sent there",
 }
-"""Keys that would run a command, or send a key away, and what to do instead."""
+"""Keys that would run a command or send a secret away, and the remedy."""
 
 SETTINGS = (
     *("init_timeout", "login_timeout", "console", "silent", "quiet", "show_errors", "show_info", "show_warnings"),
     *("disable_git", "disable_code", "save_code", "x_disable_stats", "x_disable_meta", "x_stats_sampling_interval"),
 )
-"""Of W&B, what a configuration may set: no address that the key would be sent to, no program, no folder."""
+"""W&B settings that a configuration may set: no address that the key would be sent to, no program, no folder."""
 
 LOGGING = ("logging.StreamHandler", "logging.FileHandler", "logging.NullHandler", "colorlog.ColoredFormatter")
 STREAMS = ("ext://sys.stdout", "ext://sys.stderr")
@@ -100,48 +101,50 @@ def check(cfg: dict[str, Any]) -> None:
     """Errors: ConfigError for the first node of a plain configuration that may not be built, before it is imported."""
     for path, node in nodes(cfg):
         if isinstance(node, dict) and "_args_" in node:
-            raise ConfigError(f"{path}._args_: arguments are given by their names")
+            raise ConfigError(f"{path}._args_: give arguments by name")
         if isinstance(node, dict) and "_target_" in node:
             allowed(node["_target_"], path, f"{path}._target_")
         if path in DOTTED and node is not None:
             allowed(node, path)
         if re.fullmatch(r"logger\.[^.]+\.settings\.[^.]+", path) and path.rpartition(".")[2] not in SETTINGS:
-            raise ConfigError(f"{path}: set in the shell alone (WANDB_...); a file may set {', '.join(SETTINGS)}")
+            raise ConfigError(
+                f"{path}: set this in the shell (WANDB_...); a configuration may set {', '.join(SETTINGS)}"
+            )
         if node and (reason := _first(IN_THE_SHELL, path.replace("+", "").replace("~", ""))):
-            raise ConfigError(f"{path}: not from a configuration, which may be a stranger's; {reason}")
+            raise ConfigError(f"{path}: not allowed in a configuration, which may come from a stranger; {reason}")
         if path.startswith("hydra.launcher.") and isinstance(node, str) and not node.isprintable():
-            raise ConfigError(f"{path}: found {node!r}; it stands in a shell script, so in one line")
+            raise ConfigError(f"{path}: found {node!r}; it becomes one line of a shell script")
         if path.startswith(("hydra.job_logging.", "hydra.hydra_logging.")):
             _check_logging(path, node)
 
 
 def allowed(dotted: Any, path: str, key: str | None = None) -> Any:
-    """The object of a dotted path, where it is of the kind of its place.
+    """The object of a dotted path, if it is allowed at its place.
 
     Args:
-        path: the place; `key` is what messages name, where it is another.
+        path: the place. key: its name in messages, if that is another one.
 
-    Errors: ConfigError; nothing outside the kind's packages has been imported then.
+    Errors: ConfigError, before anything outside the allowed packages is imported.
     """
     kind, shown = _first(ALLOWED, path), key or path
     if kind is None:
-        raise ConfigError(f"{shown}={dotted}: nothing is built here; take it out")
+        raise ConfigError(f"{shown}={dotted}: nothing is built here; remove it")
     trusted = own()
-    told = f"{shown}={dotted}: {kind.what} is allowed here"
+    message = f"{shown}={dotted}: {kind.what} is allowed here"
     if not isinstance(dotted, str) or not within(dotted, kind.packages + trusted):
         root = str(dotted).partition(".")[0]
-        raise ConfigError(f"{told}; to trust a package of your own, set {ALLOW}={root} in the environment")
+        raise ConfigError(f"{message}; to trust a package of your own, set {ALLOW}={root} in the environment")
     try:
         found = _walk(dotted, kind.packages + trusted)
     except (ImportError, AttributeError) as error:
         raise ConfigError(f"{shown}={dotted}: {error}") from None
     if not _fits(found, kind, trusted):
-        raise ConfigError(f"{told}; this is {_described(found)}")
+        raise ConfigError(f"{message}; this is {_described(found)}")
     return found
 
 
 def _walk(dotted: str, packages: tuple[str, ...]) -> Any:
-    """Through modules of these packages alone, as Hydra goes: a name of a module comes before a file of that name."""
+    """Import as Hydra does, but only modules of these packages: an attribute of a module comes before a submodule."""
     first, *rest = dotted.split(".")
     if not all(part.isidentifier() for part in (first, *rest)) or not rest:
         raise ImportError(f"{dotted!r} is not a dotted path such as package.module.function")
@@ -185,7 +188,7 @@ def within(name: str, packages: tuple[str, ...]) -> bool:
 
 
 def _related(name: str, packages: tuple[str, ...]) -> bool:
-    """Inside one of the packages, or on the way to it."""
+    """Whether a name is inside one of the packages, or a parent of one."""
     return within(name, packages) or any(within(package, (name,)) for package in packages)
 
 
@@ -204,10 +207,10 @@ def _first(table: dict[str, Any], path: str) -> Any:
 
 
 def _check_logging(path: str, node: Any) -> None:
-    """logging.config would call any factory, and a file handler would write anywhere."""
+    """logging.config calls any factory, and a file handler writes anywhere."""
     name = path.rpartition(".")[2]
     if ".." in path:
-        raise ConfigError(f"{path}: properties of a handler are not set from a configuration; take it out")
+        raise ConfigError(f"{path}: properties of a handler cannot be set in a configuration; remove it")
     if name in ("()", "class", "factory") and node not in LOGGING:
         raise ConfigError(f"{path}={node}: allowed: {', '.join(LOGGING)}")
     if isinstance(node, str) and node.startswith("ext://") and node not in STREAMS:

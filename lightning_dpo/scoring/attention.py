@@ -1,9 +1,9 @@
-"""Attention over packed rows in which responses share a prompt, as a function that transformers calls.
+"""Attention over packed rows in which responses share a prompt, as an attention function of transformers.
 
 A packed row is prompt, response, response, prompt, response, ... Queries come in segments: a prompt with its first
-response, and each further response by itself. The keys of a segment are its prompt's and its own, so a further response
-sees the prompt that was computed once, and nothing of the response beside it. On a GPU in half precision that is one
-variable-length call; elsewhere one call of scaled_dot_product_attention for each segment.
+response, and each further response on its own. A segment attends to its prompt and to itself, so a further response
+sees the prompt, which is computed once, and nothing of the other responses. On a GPU in half precision this is one
+variable-length call; elsewhere it is one call of scaled_dot_product_attention per segment.
 """
 
 import inspect
@@ -23,24 +23,24 @@ except ImportError:  # before torch 2.10
     varlen_attn = None
 
 NAME = "lightning_dpo_shared_prefix"
-"""Not registered with transformers' mask interface on purpose: the model then makes no mask at all."""
+"""Deliberately not registered with transformers' mask interface: the model then builds no mask."""
 HARMLESS = {
     "cache_position", "is_causal", "output_attentions", "output_hidden_states", "output_router_logits",
     "past_key_values", "position_embeddings", "position_ids", "return_dict", "use_cache",
 }  # fmt: skip
-"""Arguments of an attention function that change nothing here; any other one that is given is refused."""
+"""Arguments that do not change the attention. Any other one that is set is refused."""
 
 
 class Segments:
-    """Who attends to whom in a packed row.
+    """Which tokens of a packed row attend to which.
 
     Args:
         tree: for each prompt its length and the lengths of its responses, in the order of the row, in tokens.
 
-    `calls` counts attention calls and `windows` collects the sliding windows that layers gave: what a check reads.
+    probe_packing reads `calls`, the number of attention calls, and `windows`, the sliding windows that layers passed.
     """
 
-    # A plain class: it travels through the model's keyword arguments, and torch.compile sees one opaque object.
+    # A plain class: it travels through the model's keyword arguments, and torch.compile must see one opaque object.
     def __init__(self, tree: Sequence[tuple[int, Sequence[int]]]):
         self.tree = tree
         self.calls = 0
@@ -64,27 +64,25 @@ class Segments:
 
     @cached_property
     def keys(self) -> list[tuple[int, int]]:
-        """For each segment, which pieces are its prompt and its response."""
-        found, at = [], 0
+        """For each segment, the numbers of the pieces that are its prompt and its response."""
+        pairs, prompt = [], 0
         for _, responses in self.tree:
-            found += [(at, at + 1 + i) for i in range(len(responses))]
-            at += 1 + len(responses)
-        return found
+            pairs += [(prompt, prompt + 1 + i) for i in range(len(responses))]
+            prompt += 1 + len(responses)
+        return pairs
 
     def visible(self, queries: int, keys: int, window: int | None) -> Tensor:
-        """[query, key]: the queries are the last of the keys' positions, and a window counts the query itself. Made
-        once for all layers."""
+        """Mask [query, key], shared by all layers. Queries are the last positions; a window includes the query."""
         if (queries, keys, window) not in self._masks:
             key = torch.arange(keys, device=self.device)
             query = key[keys - queries :, None]
-            seen = key <= query
-            self._masks[queries, keys, window] = seen if window is None else seen & (key > query - window)
+            causal = key <= query
+            self._masks[queries, keys, window] = causal if window is None else causal & (key > query - window)
         return self._masks[queries, keys, window]
 
     @cached_property
     def varlen(self) -> "tuple[Tensor, Tensor, Tensor, int, int]":
-        """For one variable-length call: rows of the keys, cumulative lengths of queries and of keys, the longest of
-        each."""
+        """For one variable-length call: rows of the keys, cumulative lengths and longest of the queries and keys."""
         starts = [0, *torch.tensor(self.pieces).cumsum(0).tolist()]
         rows = [torch.arange(starts[i], starts[i + 1]) for pair in self.keys for i in pair]
         keys = [self.pieces[p] + self.pieces[r] for p, r in self.keys]
@@ -107,30 +105,31 @@ def shared_prefix_attention(
     dpo_segments: Segments | None = None,
     **others: Any,
 ) -> tuple[Tensor, None]:
-    """What transformers calls in each layer.
+    """Called by transformers in each layer.
 
     Args:
-        query, key, value: [1, head, token, width]; fewer key heads than query heads are shared by groups of those.
+        query, key, value: [1, head, token, width]; groups of query heads may share a key head.
         sliding_window: a query sees this many keys, itself included. softcap: c tanh(score / c). s_aux: sinks, [head].
 
-    Errors: RuntimeError for anything under which this would not be the model's own attention.
+    Errors: RuntimeError for arguments under which the result would differ from the model's own attention.
     """
     if dpo_segments is None:
         raise RuntimeError(
-            "the model's layers got no dpo_segments while packed rows are on; for other inputs call it inside "
-            "lightning_dpo.scoring.attention.plain_attention(model)"
+            "packed rows are on, but a layer got no dpo_segments; call the model inside "
+            "lightning_dpo.scoring.attention.plain_attention(model) for inputs that are not packed"
         )
-    unknown = sorted(k for k, v in others.items() if v is not None and v is not False and k not in HARMLESS)
+    options = {"attention_mask": attention_mask, "dropout": dropout or None, **others}
+    refused = sorted(k for k, v in options.items() if v is not None and v is not False and k not in HARMLESS)
+    if refused:
+        raise RuntimeError(f"attention over packed rows does not support {', '.join(refused)}")
     tokens = sum(dpo_segments.pieces)
-    if attention_mask is not None or unknown or dropout:
-        raise RuntimeError(f"attention over packed rows knows no mask, dropout or {', '.join(unknown) or 'other key'}")
     if query.shape[0] != 1 or not query.shape[2] == key.shape[2] == tokens:
-        raise RuntimeError(f"{tuple(query.shape)}: a packed row of {tokens} tokens was expected, without a prefix")
+        raise RuntimeError(f"expected one packed row of {tokens} tokens and no prefix; found {tuple(query.shape)}")
     dpo_segments.calls += 1
     if sliding_window is not None:
         dpo_segments.windows.add(sliding_window)
     plain = softcap is None and s_aux is None
-    if plain and query.is_cuda and query.dtype in (torch.float16, torch.bfloat16) and _fits_varlen(query, value):
+    if plain and _fits_varlen(query, value):
         return _one_call(query, key, value, dpo_segments, scaling, sliding_window), None
     keys, values = (side.split(dpo_segments.pieces, dim=2) for side in (key, value))
     outputs = []
@@ -138,7 +137,7 @@ def shared_prefix_attention(
         k, v = torch.cat([keys[p], keys[r]], 2), torch.cat([values[p], values[r]], 2)
         k, v = _for_each_head(q, k, v)
         whole = q.shape[2] == k.shape[2] and (sliding_window is None or sliding_window >= k.shape[2])
-        # is_causal would align the first query with the first key
+        # With fewer queries than keys, is_causal would align the first query with the first key.
         mask = None if whole and plain else dpo_segments.visible(q.shape[2], k.shape[2], sliding_window)
         if plain:
             outputs.append(F.scaled_dot_product_attention(q, k, v, mask, is_causal=mask is None, scale=scaling))
@@ -151,11 +150,12 @@ AttentionInterface.register(NAME, shared_prefix_attention)
 
 
 def _fits_varlen(query: Tensor, value: Tensor) -> bool:
-    return varlen_attn is not None and query.shape[-1] == value.shape[-1] and query.shape[-1] <= 256
+    half_on_gpu = query.is_cuda and query.dtype in (torch.float16, torch.bfloat16)
+    return varlen_attn is not None and half_on_gpu and query.shape[-1] == value.shape[-1] <= 256
 
 
 def _one_call(q: Tensor, k: Tensor, v: Tensor, segments: Segments, scaling: float | None, window: int | None) -> Tensor:
-    """[1, token, head, width]. Causal from the bottom right: the last query of a segment sees its last key."""
+    """Output [1, token, head, width]. Causal from the bottom right: a segment's last query sees its last key."""
     assert varlen_attn is not None
     rows, ends_q, ends_k, longest_q, longest_k = segments.varlen
     q, k, v = (side[0].transpose(0, 1) for side in (q, k, v))
@@ -170,7 +170,7 @@ def _one_call(q: Tensor, k: Tensor, v: Tensor, segments: Segments, scaling: floa
 
 
 def _for_each_head(q: Tensor, k: Tensor, v: Tensor, heads: int = 1) -> tuple[Tensor, Tensor]:
-    """Keys and values repeated for the query heads that share them; `heads` is that dimension."""
+    """Repeat keys and values for the query heads that share them; `heads` is the dimension of heads."""
     groups = q.shape[heads] // k.shape[heads]
     return (k, v) if groups == 1 else (k.repeat_interleave(groups, heads), v.repeat_interleave(groups, heads))
 
@@ -178,7 +178,7 @@ def _for_each_head(q: Tensor, k: Tensor, v: Tensor, heads: int = 1) -> tuple[Ten
 def _by_hand(
     q: Tensor, k: Tensor, v: Tensor, scaling: float | None, mask: Tensor | None, softcap: float | None, s_aux: Any
 ) -> Tensor:
-    """Softmax attention spelled out, for what no kernel has: soft-capped scores, and sinks that take a share."""
+    """Softmax attention for soft-capped scores and for attention sinks, which no kernel supports."""
     scores = q @ k.transpose(2, 3) * (q.shape[-1] ** -0.5 if scaling is None else scaling)
     scores = scores if softcap is None else softcap * torch.tanh(scores / softcap)
     scores = scores if mask is None else scores.masked_fill(~mask, float("-inf"))
@@ -190,25 +190,22 @@ def _by_hand(
 
 
 def enable(model: PreTrainedModel) -> None:
-    """Route the model's attention through packed rows, until `disable`.
-
-    It stays on over the backward pass, which computes checkpointed layers again.
-    """
+    """Use shared_prefix_attention in the model until `disable`: the backward pass recomputes checkpointed layers."""
     if model.config._attn_implementation != NAME:
         model._own_attention = model.config._attn_implementation  # type: ignore[assignment]
         model.set_attn_implementation(NAME)
 
 
 def disable(model: PreTrainedModel) -> None:
-    """Give the model its own attention back."""
+    """Restore the model's own attention."""
     if model.config._attn_implementation == NAME:
-        # None is transformers' default: another model that shares this configuration may have enabled it
+        # None is transformers' default: another model that shares this configuration may have enabled packed rows.
         model.set_attn_implementation(getattr(model, "_own_attention", None))  # type: ignore[arg-type]
 
 
 @contextmanager
 def packed_attention(model: PreTrainedModel, stay: bool) -> Iterator[None]:
-    """Packed rows inside the block, and with `stay` behind it too."""
+    """Packed rows inside the block and, with `stay`, after it."""
     before = model.config._attn_implementation == NAME
     enable(model)
     try:
@@ -220,7 +217,7 @@ def packed_attention(model: PreTrainedModel, stay: bool) -> Iterator[None]:
 
 @contextmanager
 def plain_attention(model: PreTrainedModel) -> Iterator[None]:
-    """The model's own attention inside the block: to generate, and for every input that is no packed row."""
+    """The model's own attention inside the block: for generation and every input that is not a packed row."""
     packed = model.config._attn_implementation == NAME
     disable(model)
     try:

@@ -1,4 +1,4 @@
-"""CHES: which pairs are likely to displace the chosen response's probability, from hidden states alone."""
+"""CHES: which pairs are likely to lower the chosen response's probability, judged by hidden states."""
 
 import torch
 from torch import Tensor
@@ -15,17 +15,17 @@ from lightning_dpo.scoring.layout import padded
 def ches_scores(
     model: PreTrainedModel, pairs: PairBatch, length_normalised: bool = False, batch_size: int = 16
 ) -> Tensor:
-    """Centred hidden embedding similarity of each pair, shape [pair], on the CPU; float32, or the model's float64.
+    """Centred hidden embedding similarity of each pair, shape [pair], on the CPU; float32, or float64 for such a model.
 
         CHES = <H_chosen, H_rejected> - ||H_chosen||²,    H = sum of the hidden states that predict a response's tokens
 
-    A hidden state is the input of the model's head: the one at the last prompt token predicts the first response token,
-    and the one at the last response token predicts nothing and does not count; nor do those that predict a token which
-    is not trained on. A high score (close to 0, or above)
-    marks two responses that look alike to the model; training on such a pair pushes the chosen one down with the
-    rejected one, and the paper filters them out. With `length_normalised` H is a mean, so that length does not decide.
+    A hidden state is the input of the model's head. The one at the last prompt token predicts the first response token;
+    the one at the last response token predicts nothing and is left out, as are those that predict untrained tokens. A
+    high score (close to 0, or above) marks two responses that look alike to the model. Training on such a pair lowers
+    the chosen response along with the rejected one, so the paper filters these pairs out. With `length_normalised`, H
+    is a mean, which removes the effect of length.
 
-    References: Razin et al. 2024 (arXiv 2410.08847), and for the positions that count the authors' `ches/ches.py`.
+    References: Razin et al. 2024 (arXiv 2410.08847); for the positions, the authors' `ches/ches.py`.
     """
     scores = []
     for first in range(0, len(pairs), batch_size):
@@ -39,7 +39,7 @@ def ches_scores(
 
 
 def _summed_hidden(model: PreTrainedModel, batch: PairBatch) -> tuple[Tensor, Tensor]:
-    """Sums of the hidden states that predict the chosen and the rejected tokens, each [pair, width]."""
+    """H of the chosen and of the rejected responses, each [pair, width]."""
     responses = Ragged.cat([batch.chosen, batch.rejected])
     layout = padded(Ragged.cat([batch.prompt, batch.prompt]), responses)
     with plain_attention(model), captured_head_input(model) as captured:

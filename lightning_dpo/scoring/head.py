@@ -1,4 +1,4 @@
-"""From hidden states to log-probabilities of given tokens: the head, in chunks, never [tokens, vocabulary] at once."""
+"""The head: log-probabilities of tokens from hidden states, in chunks, never [tokens, vocabulary] at once."""
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -13,7 +13,7 @@ from transformers import PreTrainedModel
 from lightning_dpo.scoring.attention import plain_attention
 
 CHUNK_LOGITS = {"cpu": 2**23, "cuda": 2**26}
-"""Logits held at once (32 and 256 MiB in float32): a chunk is this many divided by the vocabulary, in tokens."""
+"""Logits held at once (32 and 256 MiB in float32). A chunk has this many divided by the vocabulary, in tokens."""
 
 AFTERWARDS: dict[str, Callable[[Tensor, float], Tensor]] = {
     "final_logit_softcapping": lambda logits, cap: cap * torch.tanh(logits / cap),  # Gemma
@@ -21,13 +21,13 @@ AFTERWARDS: dict[str, Callable[[Tensor, float], Tensor]] = {
     "logit_scale": lambda logits, scale: logits * scale,  # Cohere
     "lm_head_multiplier": lambda logits, scale: logits * scale,  # Falcon-H1
 }
-"""What models do to the head's output, by the key of their configuration. None is believed before it is measured."""
+"""How models transform the head's output, by configuration key. `find_head` measures before it accepts one."""
 
 
 class Head(NamedTuple):
-    """rows [token, width] -> logits [token, vocabulary], as the model itself makes them.
+    """rows [token, width] -> logits [token, vocabulary], equal to the model's own.
 
-    `linear` is the layer where the logits are its output and nothing else, so that the gradient can be written out.
+    `linear` is set where the logits are the plain output of this layer: their gradient then has a closed form.
     """
 
     logits: Callable[[Tensor], Tensor]
@@ -35,21 +35,25 @@ class Head(NamedTuple):
 
 
 class States(NamedTuple):
-    """What predicts each response token, shape [response token, width], and the head that makes logits of it."""
+    """Hidden states that predict the response tokens, shape [response token, width], and the head for them."""
 
     head: Head
     rows: Tensor
 
 
 def find_head(model: PreTrainedModel) -> Head | None:
-    """The model's head and what follows it, compared with the model's own logits on a few tokens; None where they
-    differ, so that only the model's own forward gives its logits."""
+    """The model's head and the transformation after it, if they reproduce the model's own logits on a few tokens.
+
+    None where they do not: then only the model's own forward pass gives its logits.
+    """
     layer = output_layer(model)
     raw, logits = _few_logits(model, layer)
     if raw is None:
         return None
     if torch.equal(raw, logits):
-        return Head(layer, _linear(layer))
+        # An adapter on the head is another class, and a hook may do anything.
+        plain = type(layer) is torch.nn.Linear and not layer._forward_hooks and not layer._forward_pre_hooks
+        return Head(layer, layer if plain else None)  # type: ignore[arg-type]
     config = model.config.get_text_config()
     tolerance = 8 * torch.finfo(model.dtype).eps
     close: Any = {"rtol": tolerance, "atol": tolerance * float(raw.abs().max())}
@@ -61,22 +65,13 @@ def find_head(model: PreTrainedModel) -> Head | None:
 
 
 def _few_logits(model: PreTrainedModel, layer: torch.nn.Module) -> tuple[Tensor | None, Tensor]:
-    # Several: the embedding of a pad token may be zero, and zero logits look untouched under any scaling.
+    # Several tokens: a pad token's embedding may be zero, and zero logits look the same under any scaling.
     ids = torch.arange(min(8, model.config.get_text_config().vocab_size), device=model.device)[None]
     outputs: list[Any] = []
-    handle = layer.register_forward_hook(lambda _module, _inputs, output: outputs.append(output))
-    try:
-        with torch.no_grad(), plain_attention(model):
-            logits = model(input_ids=ids, use_cache=False).logits
-    finally:
-        handle.remove()
+    hook = layer.register_forward_hook(lambda _module, _inputs, output: outputs.append(output))
+    with hook, torch.no_grad(), plain_attention(model):
+        logits = model(input_ids=ids, use_cache=False).logits
     return (to_float32(outputs[0]) if len(outputs) == 1 else None), to_float32(logits)
-
-
-def _linear(layer: torch.nn.Module) -> torch.nn.Linear | None:
-    """The layer if it is nn.Linear and nothing more: an adapter is another class, and a hook may do anything."""
-    plain = type(layer) is torch.nn.Linear and not layer._forward_hooks and not layer._forward_pre_hooks
-    return layer if plain else None  # type: ignore[return-value]
 
 
 def output_layer(model: PreTrainedModel) -> torch.nn.Module:
@@ -88,27 +83,22 @@ def output_layer(model: PreTrainedModel) -> torch.nn.Module:
 
 @contextmanager
 def captured_head_input(model: PreTrainedModel) -> Iterator[list[Tensor]]:
-    """Run the model's own forward, but hand its head no rows: any architecture's last hidden states, no logits."""
+    """Inside the block, capture the input of the model's head, for any architecture, and compute no logits."""
     captured: list[Tensor] = []
 
     def keep(_module, args):
         captured.append(args[0])
         return (args[0][:, :0],)
 
-    handle = output_layer(model).register_forward_pre_hook(keep)
-    try:
+    with output_layer(model).register_forward_pre_hook(keep):
         yield captured
-    finally:
-        handle.remove()
 
 
 def in_chunks(
     models: list[States], targets: Tensor, chunk_logits: int | None = None, collision: bool = False
 ) -> dict[str, Tensor]:
-    """Measures of each target token, shape [token] each: `logps`, on request `collision`, and with the states of a
-    reference behind those of the policy `kl` and `reference` (Scores says what they are).
-
-    Logits are computed again in the backward pass.
+    """Measures of each target token, shape [token] each: `logps`, on request `collision`, and, where `models` holds the
+    reference after the policy, `kl` and `reference` (defined at Scores). The backward pass recomputes the logits.
     """
     head, rows = models[0]
     names = ["logps", *(["collision"] if collision else []), *(["kl", "reference"] if len(models) > 1 else [])]
@@ -136,13 +126,13 @@ def _chunk(states: States, targets: Tensor, chunk_logits: int | None) -> int:
 
 
 class _LinearLogps(torch.autograd.Function):
-    """log softmax(rows @ weight.T + bias)[targets], and its gradient without a graph of logits: (onehot - softmax)
-    times the gradient, a chunk at a time. The weight's gradient is summed over the chunks in float32."""
+    """log softmax(rows @ weight.T + bias)[targets]. The backward pass computes (onehot - softmax) times the gradient, one
+    chunk at a time, and sums the weight's gradient over the chunks in float32."""
 
     @staticmethod
     def forward(ctx: Any, rows: Tensor, weight: Tensor, bias: Tensor | None, targets: Tensor, chunk: int) -> Tensor:
         device = rows.device.type
-        # What autocast would do; it is off in a backward pass, so the choice is kept.
+        # The type that autocast would use, kept because autocast is off in the backward pass.
         ctx.dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else weight.dtype
         with torch.autocast(device, enabled=False):
             states, matrix, shift = _cast(ctx.dtype, rows, weight, bias)
@@ -184,7 +174,7 @@ class _LinearLogps(torch.autograd.Function):
 
 
 def _add_product(total: Tensor, a: Tensor, b: Tensor) -> None:
-    """total += a @ b in the type of the sum: rounding each chunk's product to bf16 first would bias the gradient."""
+    """total += a @ b in the dtype of the sum: rounding each chunk's product to bf16 would bias the gradient."""
     if a.dtype == total.dtype or not a.is_cuda:
         total.addmm_(a.to(total.dtype), b.to(total.dtype))
     else:
@@ -198,7 +188,7 @@ def _cast(
 
 
 def _measure(heads: list[Callable], targets: Tensor, collision: bool, rows: Tensor, *ref_rows: Tensor) -> Tensor:
-    """Shape [measure, token]: log-probabilities, and with them the collision term, the KL and the reference's."""
+    """Shape [measure, token]: log-probabilities, then collision on request, then KL and the reference's own."""
     logits = to_float32(heads[0](rows))
     normaliser = logits.logsumexp(-1)
     measured = [gather_targets(logits, targets) - normaliser]
@@ -207,19 +197,19 @@ def _measure(heads: list[Callable], targets: Tensor, collision: bool, rows: Tens
     for ref in ref_rows:
         with torch.no_grad():
             ref_logits = to_float32(heads[1](ref))
-            # not log_softmax, which rounds otherwise: the KL of equal models is exactly 0
+            # Not log_softmax, which rounds differently: the KL of equal models must be exactly 0.
             ref_logp = ref_logits - ref_logits.logsumexp(-1, keepdim=True)
         if ref_logp.shape != logits.shape:
             raise ValueError(f"policy and reference differ in vocabulary: {logits.shape[-1]} and {ref_logp.shape[-1]}")
         share = ref_logp.exp()
-        # a token that both exclude with a logit of -inf has no difference
+        # 0 log 0 = 0: a token that the reference excludes with a logit of -inf would give nan.
         difference = (ref_logp - (logits - normaliser[:, None])).masked_fill(share == 0, 0.0)
         measured += [(share * difference).sum(-1), gather_targets(ref_logp, targets)]
     return torch.stack(measured)
 
 
 def to_float32(logits: Tensor) -> Tensor:
-    # Half precision keeps 8 bits of a log-probability: the normaliser and the difference need float32.
+    # bf16 keeps 8 bits of a log-probability: the normaliser and the difference need float32.
     return logits.to(torch.promote_types(logits.dtype, torch.float32))
 
 

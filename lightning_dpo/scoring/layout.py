@@ -1,6 +1,6 @@
-"""How ragged sequences are laid out for a model: padded rows, or one packed row in which each prompt stands once.
+"""How ragged sequences are laid out for a model: padded rows, or one packed row that holds each prompt once.
 
-All of it is index arithmetic on lengths, which live on the CPU: nothing here waits for a GPU.
+All of this is index arithmetic on lengths, which are on the CPU, so nothing here waits for a GPU.
 """
 
 from itertools import pairwise
@@ -14,16 +14,16 @@ from lightning_dpo.ragged import Ragged, Sharing, ranges
 from lightning_dpo.scoring.attention import Segments
 
 GROUP_COST = 64
-"""What one more forward pass costs, in tokens: padded rows are split by length where that saves more."""
+"""Cost of one more forward pass, in tokens: padded rows are split by length where that saves more."""
 MAX_GROUPS = 4
 
 
 class Layout(NamedTuple):
     """One forward pass over some or all of the sequences.
 
-    inputs: for the model. predictors: flat positions [row x column] of the hidden states that predict the response
-    tokens. tokens: the numbers of those in the flat list of all response tokens; None: all of them, in order. members:
-    flat positions of the tokens of every sequence; a shared prompt counts for each sequence that it belongs to.
+    inputs: for the model. predictors: flat positions [row x column] of the hidden states that predict response tokens.
+    tokens: the numbers of these response tokens in the flat list of all; None: all, in order. members: flat positions
+    of the tokens of every sequence; a shared prompt counts once for each sequence that it belongs to.
     """
 
     inputs: dict[str, Any]
@@ -33,7 +33,7 @@ class Layout(NamedTuple):
 
 
 def padded(prompt: Ragged, response: Ragged, side: str = "right") -> Layout:
-    """One padded row per sequence. Masks come from lengths, so a pad token that equals the end token hides nothing."""
+    """One padded row per sequence. Masks come from lengths, so the pad token may equal the end token."""
     device, lengths = prompt.values.device, prompt.lengths + response.lengths
     rows, width = len(lengths), int(lengths.max())
     start = torch.arange(rows) * width + (width - lengths if side == "left" else 0)
@@ -51,7 +51,7 @@ def padded(prompt: Ragged, response: Ragged, side: str = "right") -> Layout:
 
 
 def padded_groups(prompt: Ragged, response: Ragged) -> list[Layout]:
-    """Padded rows, split by length into up to MAX_GROUPS forward passes where that saves tokens."""
+    """Padded rows in up to MAX_GROUPS forward passes, split by length where that saves tokens."""
     lengths = (prompt.lengths + response.lengths).numpy()
     order = np.argsort(-lengths, kind="stable")
     bounds = _cheapest_bounds(lengths[order])
@@ -67,7 +67,7 @@ def padded_groups(prompt: Ragged, response: Ragged) -> list[Layout]:
 
 
 def _cheapest_bounds(lengths: np.ndarray) -> list[int]:
-    """Where to cut the rows, longest first, so that they cost the fewest tokens, padding and GROUP_COST included."""
+    """Where to cut the rows, longest first, for the fewest tokens with padding and GROUP_COST (dynamic programming)."""
     rows = len(lengths)
     cost, cut = np.full((MAX_GROUPS + 1, rows + 1), np.inf), np.zeros((MAX_GROUPS + 1, rows + 1), int)
     cost[0, 0] = 0.0
@@ -82,23 +82,24 @@ def _cheapest_bounds(lengths: np.ndarray) -> list[int]:
 
 
 def shared_prefix(prompt: Ragged, response: Ragged, shared: Sharing) -> Layout:
-    """One packed row without a pad token: each distinct prompt once, followed by its distinct responses.
+    """One packed row without padding: each distinct prompt once, followed by its distinct responses.
 
-    Positions go on behind the prompt for each response, and a prompt's last token predicts the first token of all of
-    them. `dpo_segments` tells the attention function who attends to whom.
+    The positions of each response continue from its prompt's, whose last token predicts the first token of each
+    response. `dpo_segments` tells the attention function which tokens attend to which.
     """
     device = prompt.values.device
     prompt_length, response_length = prompt.lengths.tolist(), response.lengths.tolist()
     prompt_source = (prompt.lengths.cumsum(0) - prompt.lengths).tolist()
-    response_source = (response.lengths.cumsum(0) - response.lengths + len(prompt.values)).tolist()
-    pieces, prompt_at, response_at, end = [], {}, {}, 0
+    first_token = response.lengths.cumsum(0) - response.lengths
+    response_source = (first_token + len(prompt.values)).tolist()
+    pieces, starts, end = [], {}, 0
     for rows in shared.groups:
         length = prompt_length[rows[0]]
         pieces.append((prompt_source[rows[0]], length, 0))
-        prompt_end = end = end + length
+        prompt_start, end = end, end + length
         for row in rows:
             pieces.append((response_source[row], response_length[row], length))
-            prompt_at[row], response_at[row] = prompt_end - length, end
+            starts[row] = prompt_start, end
             end += response_length[row]
     source, lengths, first_position = torch.tensor(pieces).unbind(1)
     tree = [(prompt_length[rows[0]], [response_length[row] for row in rows]) for rows in shared.groups]
@@ -107,9 +108,8 @@ def shared_prefix(prompt: Ragged, response: Ragged, shared: Sharing) -> Layout:
         "position_ids": ranges(first_position, lengths)[None].to(device),
         "dpo_segments": Segments(tree).to(device),
     }
-    of_row = torch.tensor([(prompt_at[twin], response_at[twin]) for twin in shared.twin])
-    predictors = ranges(of_row[:, 1] - 1, response.lengths)
-    first = (response.lengths.cumsum(0) - response.lengths)[response.lengths > 0]
-    predictors[first] = (of_row[:, 0] + prompt.lengths - 1)[response.lengths > 0]
+    of_row = torch.tensor([starts[twin] for twin in shared.twin])
+    predictors, nonempty = ranges(of_row[:, 1] - 1, response.lengths), response.lengths > 0
+    predictors[first_token[nonempty]] = (of_row[:, 0] + prompt.lengths - 1)[nonempty]
     members = ranges(of_row.flatten(), torch.stack([prompt.lengths, response.lengths], 1).flatten())
     return Layout(inputs, predictors.to(device), None, members.to(device))

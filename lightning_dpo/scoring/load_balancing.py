@@ -1,4 +1,4 @@
-"""The load-balancing loss of a mixture of experts, the same whatever the layout of the batch."""
+"""The load-balancing loss of a mixture of experts, independent of the batch's layout."""
 
 import sys
 from collections.abc import Sequence
@@ -11,21 +11,20 @@ from lightning_dpo.errors import ConfigError
 from lightning_dpo.models.layers import base_model
 
 COUNTS = ("num_local_experts", "num_experts", "n_routed_experts")
-"""Names of the number of experts in the configurations of transformers."""
+"""Keys for the number of experts in transformers' configurations."""
 
 
 def load_balancing_loss(
     model: PreTrainedModel, routed: Sequence[tuple[Sequence[Tensor] | None, Tensor]]
 ) -> Tensor | None:
-    """The model's own loss over the tokens of all sequences, a scalar; None unless its configuration asks for it
-    (`output_router_logits`).
+    """The model's own loss over the tokens of all sequences, a scalar; None without `output_router_logits`.
 
     Args:
         routed: for each forward pass the router logits of each layer, [token, expert], and the flat positions of every
-            token of every sequence. A prompt that two responses share counts twice, and padding not at all, so that the
+            token of every sequence. A prompt that two responses share counts twice and padding does not count, so the
             value is that of unpadded rows.
 
-    Errors: ConfigError for a model that has no such loss.
+    Errors: ConfigError for a model without such a loss.
     """
     config = model.config.get_text_config()
     if not getattr(config, "output_router_logits", False):
@@ -38,12 +37,12 @@ def load_balancing_loss(
     count = next((n for key in COUNTS if (n := getattr(config, key, None))), None)
     if loss is None or count is None:
         raise ConfigError(
-            f"{type(base_model(model)).__name__} has no load-balancing loss in transformers, and its configuration "
-            "asks for one (output_router_logits); type model.router_aux_loss_coef=0 to train without"
+            f"{type(base_model(model)).__name__} has no load-balancing loss in transformers, but its configuration "
+            "asks for one (output_router_logits); type model.router_aux_loss_coef=0 to train without it"
         )
     return loss(tuple(layers), count, config.num_experts_per_tok)
 
 
 def coefficient(model: PreTrainedModel) -> float:
-    """Weight of the load-balancing loss beside a mean loss per sequence, as the model's configuration says."""
+    """Weight of the load-balancing loss relative to a mean loss per sequence, from the model's configuration."""
     return model.config.get_text_config().router_aux_loss_coef

@@ -1,4 +1,4 @@
-"""model + PairBatch -> TokenLogps. The shift by one is in layout.py, attention in attention.py, the head in head.py."""
+"""model + PairBatch -> TokenLogps. layout.py has the shift by one, attention.py the attention, head.py the head."""
 
 import logging
 from collections.abc import Collection
@@ -24,10 +24,10 @@ Scoring = Literal["auto", "shared_prefix", "padded"]
 
 
 class Scores(NamedTuple):
-    """Log-probabilities of a batch, and what the loss asked for besides; each value sums to that of its response.
+    """Log-probabilities of a batch and what else the loss needs, per token; a response's value is the sum.
 
     `collision` is log Σ_k π(k)² and `kl` is KL(π_ref || π) at each response position, over the whole vocabulary.
-    `aux_loss` is the load-balancing loss of a mixture of experts, a scalar; None where the model has none.
+    `aux_loss` is the load-balancing loss of a mixture of experts, a scalar; None for other models.
     """
 
     logps: TokenLogps
@@ -40,19 +40,18 @@ class Scores(NamedTuple):
 class Scorer:
     """Scores response tokens with a causal language model.
 
-    The head runs on response positions only, in chunks that the backward pass computes again, so that the
-    [tokens, vocabulary] logits never exist at once. Values are float32 (float64 for a float64 model).
+    The head runs on response positions only, in chunks that the backward pass recomputes, so the [tokens, vocabulary]
+    logits never exist at once. Values are float32 (float64 for a float64 model).
 
-    Rows are picked by index_select: the backward pass of `rows[index]` adds in whatever order threads come, so that on
-    a CPU no two runs would be equal.
+    Rows are picked by index_select: the backward pass of `rows[index]` adds in an order that depends on threads, so
+    two runs on a CPU would differ.
 
     Args:
         scoring: how a batch is laid out. `padded` works for every model. `shared_prefix` computes each distinct prompt
-            and response once, in one packed row, where that gives the model's own numbers; `auto` takes it there.
+            and response once, in one packed row. `auto` takes it if it gives the model's own numbers, and pads if not.
         chunk_logits: logits held at once.
 
-    Errors: ConfigError for `shared_prefix` where it is unsound; ValueError for a pair without a prompt token, as
-    nothing predicts its first response token.
+    Errors: ConfigError for `shared_prefix` where it is unsound; ValueError for a pair without a prompt token.
     """
 
     def __init__(self, model: PreTrainedModel, scoring: Scoring = "auto", chunk_logits: int | None = None):
@@ -60,9 +59,9 @@ class Scorer:
         self.chunk_logits = chunk_logits
         self.scoring = scoring
         self.why_not_packed = None if scoring == "padded" else why_not_packed(model)
-        """Why a batch is padded, with `auto`."""
+        """Why `auto` pads batches; None where it does not."""
         self._refuse()
-        self._tried = False
+        self._prepared = False
         self._head: Head | None = None
         self.forwards = 0
         """Batches scored so far."""
@@ -72,10 +71,8 @@ class Scorer:
         return self.score(batch).logps
 
     def score(self, batch: PairBatch, needs: Collection[str] = (), reference: "Scorer | None" = None) -> Scores:
-        """What a loss `needs` (losses.types.needs); "reference_kl" takes a scorer of the reference.
-
-        With "chosen_only" the rejected side is not scored: its rows are empty.
-        """
+        """What a loss `needs` (losses/needs.py). "reference_kl" requires a scorer of the reference; with "chosen_only"
+        the rejected side is not scored and its rows are empty."""
         only = slice(1 if "chosen_only" in needs else 2)
         prompt = Ragged.cat([batch.prompt, batch.prompt][only])
         response = Ragged.cat([batch.chosen, batch.rejected][only])
@@ -96,40 +93,40 @@ class Scorer:
         return Scores(**sides, aux_loss=aux_loss)
 
     def responses(self, prompt: Ragged, response: Ragged) -> Tensor:
-        """Log-probability of each response token given all before it, end to end, shape [sum of response lengths]."""
+        """Log-probability of each response token, end to end, shape [sum of response lengths]."""
         states, _ = self._states(prompt, response, Sharing.of(prompt, response))
         return in_chunks([states], response.values, self.chunk_logits)["logps"]
 
     @property
     def layout(self) -> Literal["shared_prefix", "padded"]:
-        """How batches are laid out; before `prepare`, as far as the model's class says."""
+        """How batches are laid out; before `prepare`, judged by the model's class only."""
         return "padded" if self.scoring == "padded" or self.why_not_packed else "shared_prefix"
 
     def _states(
         self, prompt: Ragged, response: Ragged, shared: Sharing, tokens: Tensor | None = None
     ) -> tuple[States, Tensor | None]:
-        """What predicts the response tokens of these numbers (ascending; None: all), and the experts' loss."""
+        """States that predict the response tokens of these numbers (ascending; None: all), and the experts' loss."""
         if (prompt.lengths == 0).any():
             raise ValueError("a pair has no prompt token, so nothing predicts its first response token")
         self.prepare()
         self.forwards += 1
         if self.layout == "shared_prefix":
-            # A backward pass may compute layers again, so what enables it for training leaves it on.
+            # The backward pass may recompute layers, so with gradients the attention stays enabled.
             with packed_attention(self.model, stay=torch.is_grad_enabled()):
                 return self._forward([shared_prefix(prompt, response, shared)], tokens)
         with plain_attention(self.model):
             return self._forward(padded_groups(prompt, response), tokens)
 
     def prepare(self) -> None:
-        """Settle the layout, by the probe, and what the head does. Runs with the first batch if not before."""
-        if self._tried:
+        """Settle the layout by the probe, and find the head. The first batch does this if nothing did before."""
+        if self._prepared:
             return
-        self._tried = True
+        self._prepared = True
         if self.layout == "shared_prefix":
             self.why_not_packed = probe_packing(self.model)
             self._refuse()
             if self.why_not_packed:
-                log.warning("scoring=auto pads batches, packed rows would be wrong here: %s", self.why_not_packed)
+                log.warning("scoring=auto pads batches because packed rows would be wrong: %s", self.why_not_packed)
         self._head = find_head(self.model)
 
     def _refuse(self) -> None:
@@ -156,7 +153,7 @@ class Scorer:
         return States(self._head or Head(torch.nn.Identity()), parts[0]), load_balancing_loss(self.model, routed)
 
     def _logits(self, layout: Layout, predictors: Tensor) -> tuple[object, Tensor]:
-        """Logits by the model's own forward, for a head that nothing here can reproduce."""
+        """Logits by the model's own forward pass, for a head that find_head does not know."""
         width = layout.inputs["input_ids"].shape[1]
         columns, inverse = (predictors % width).unique(return_inverse=True)
         outputs = self.model(**layout.inputs, use_cache=False, logits_to_keep=columns)
@@ -164,8 +161,8 @@ class Scorer:
 
 
 def _distinct_tokens(response: Ragged, shared: Sharing, trained: Tensor | None) -> tuple[Tensor | None, Tensor | None]:
-    """Numbers of the response tokens to score, each token of equal sequences once, and for each trained token which of
-    them it is; (None, None) where that is all of them, in order."""
+    """Numbers of the response tokens to score, those of equal sequences once, and for each trained token its place
+    among them; (None, None) where these are all tokens in order."""
     twin = torch.tensor(shared.twin)
     if trained is None and torch.equal(twin, torch.arange(len(twin))):
         return None, None
@@ -175,7 +172,7 @@ def _distinct_tokens(response: Ragged, shared: Sharing, trained: Tensor | None) 
 
 
 def _wanted(layout: Layout, tokens: Tensor | None) -> tuple[Tensor, Tensor]:
-    """The predictors of those tokens that are in this layout, and the numbers of the tokens, on the CPU."""
+    """Predictors of those of the tokens that this layout holds, and the tokens' numbers, on the CPU."""
     own = torch.arange(len(layout.predictors)) if layout.tokens is None else layout.tokens
     if tokens is None:
         return layout.predictors, own
@@ -184,7 +181,7 @@ def _wanted(layout: Layout, tokens: Tensor | None) -> tuple[Tensor, Tensor]:
 
 
 def full_logits_logps(model: PreTrainedModel, prompt: Tensor, response: Tensor) -> Tensor:
-    """The plainest path there is: one unpadded sequence, all logits, log-softmax. An oracle for checks."""
+    """For checks, the simplest possible path: one unpadded sequence, all logits, log-softmax in float64."""
     ids = torch.cat([prompt, response]).long()
     with plain_attention(model):
         logps = model(input_ids=ids[None], use_cache=False).logits[0].double().log_softmax(-1)
@@ -192,7 +189,7 @@ def full_logits_logps(model: PreTrainedModel, prompt: Tensor, response: Tensor) 
 
 
 def pair_logps(scores: Scores, index: Tensor | None = None, margin: Tensor | None = None) -> PairLogps:
-    """Sums over the responses' tokens, and the tokens themselves."""
+    """What a loss receives: sums over each response's tokens, and the tokens themselves."""
     policy, reference, collision, kl = scores.logps, scores.reference, scores.collision, scores.kl
     device = policy.chosen.values.device
     return PairLogps(

@@ -17,17 +17,17 @@ class TokenLogps(NamedTuple):
 
 
 class PairBatch:
-    """Tokenised preference pairs, ragged: how they are laid out for the model is the scorer's business.
+    """Tokenised preference pairs, ragged: the scorer lays them out for the model.
 
-    A whole data source is one PairBatch on the CPU, and a batch is a selection of pairs.
+    A whole data source is one PairBatch on the CPU, and a batch is a selection of its pairs.
 
     Args:
         prompt, chosen, rejected: token ids, one row per pair; a full sequence is prompt + chosen or prompt + rejected.
         index: row numbers, shape [pair]: in the source for a source, in the data set for a batch of it.
         reference: cached log-probabilities under the reference, of the trained tokens; None without a cache.
-        trained: for chosen and rejected, per response token whether it is scored (uint8); None: all are.
+        trained: for chosen and rejected, whether each response token is scored (uint8); None: all are.
         weight: factor of each pair's loss, shape [pair]; None: 1.
-        margin: the gap that the data ask for, shape [pair]; None without a margin column.
+        margin: the target margin of each pair, shape [pair]; None without a margin column.
     """
 
     def __init__(
@@ -41,20 +41,17 @@ class PairBatch:
         weight: Tensor | None = None,
         margin: Tensor | None = None,
     ):
-        self.prompt = prompt
-        self.chosen = chosen
-        self.rejected = rejected
+        self.prompt, self.chosen, self.rejected = prompt, chosen, rejected
         self.index = index
         self.reference = reference
         self.trained = trained
-        self.weight = weight
-        self.margin = margin
+        self.weight, self.margin = weight, margin
         self.reference_of: str | None = None
         """Hash of the weights that `reference` was computed with."""
         self.rows_used = 0
-        """In a stream: rows of the epoch that were read when the batch was full."""
+        """In a stream: number of rows of the epoch read when the batch was full."""
         self.rows_read: dict[str, int] = {}
-        """In a stream: what became of the rows that were read since the batch before."""
+        """In a stream: outcomes of the rows read since the previous batch, by name."""
         self._sharing: Sharing | None = None
 
     def __len__(self) -> int:
@@ -72,11 +69,10 @@ class PairBatch:
 
     @property
     def sharing(self) -> Sharing:
-        """What the chosen sequences, followed by the rejected ones, share; found once, best where the ids are on the
-        CPU."""
+        """What the chosen sequences, followed by the rejected ones, share; computed once, fastest on the CPU."""
         if self._sharing is None:
-            sides = [Ragged.cat([self.prompt, self.prompt]), Ragged.cat([self.chosen, self.rejected])]
-            self._sharing = Sharing.of(*sides)
+            prompts, responses = Ragged.cat([self.prompt, self.prompt]), Ragged.cat([self.chosen, self.rejected])
+            self._sharing = Sharing.of(prompts, responses)
         return self._sharing
 
     def _map(self, ragged, column, index: Tensor) -> "PairBatch":
@@ -92,7 +88,7 @@ class PairBatch:
         return mapped
 
     def trained_lengths(self) -> tuple[Tensor, Tensor]:
-        """How many response tokens of each pair are scored, chosen and rejected, each shape [pair]."""
+        """Number of scored tokens of the chosen and of the rejected responses, each [pair]."""
         if self.trained is None:
             return self.chosen.lengths, self.rejected.lengths
         chosen, rejected = (Ragged(m.values.double(), m.lengths).sum().long().cpu() for m in self.trained)
@@ -103,32 +99,22 @@ class PairBatch:
         """All pairs of all parts, in order. A mask, weight or margin that a part lacks is filled with its default."""
         if len(parts) == 1:
             return parts[0]
-        chosen, rejected = (Ragged.cat([getattr(p, side) for p in parts]) for side in ("chosen", "rejected"))
-        reference, trained = None, None
+        sides = [Ragged.cat([getattr(p, name) for p in parts]) for name in ("prompt", "chosen", "rejected")]
+        joined = cls(*sides, index=torch.cat([p.index for p in parts]))
         references = [p.reference for p in parts if p.reference is not None]
         if len(references) == len(parts):
-            reference = TokenLogps(*(Ragged.cat(sides) for sides in zip(*references, strict=True)))
+            joined.reference = TokenLogps(*map(Ragged.cat, zip(*references, strict=True)))
         if any(p.trained is not None for p in parts):
-            masks = [p.trained or (_all(p.chosen), _all(p.rejected)) for p in parts]
-            trained = (Ragged.cat([m[0] for m in masks]), Ragged.cat([m[1] for m in masks]))
-        return cls(
-            Ragged.cat([p.prompt for p in parts]),
-            chosen,
-            rejected,
-            torch.cat([p.index for p in parts]),
-            reference,
-            trained,
-            _columns([p.weight for p in parts], parts, 1.0),
-            _columns([p.margin for p in parts], parts, 0.0),
-        )
+            chosen, rejected = zip(*(p.trained or (_ones(p.chosen), _ones(p.rejected)) for p in parts), strict=True)
+            joined.trained = Ragged.cat(chosen), Ragged.cat(rejected)
+        for name, default in (("weight", 1.0), ("margin", 0.0)):
+            columns = [getattr(p, name) for p in parts]
+            if any(column is not None for column in columns):
+                defaults = (torch.full((len(p),), default, dtype=torch.float64) for p in parts)
+                filled = [d if c is None else c for c, d in zip(columns, defaults, strict=True)]
+                setattr(joined, name, torch.cat(filled))
+        return joined
 
 
-def _all(side: Ragged) -> Ragged:
+def _ones(side: Ragged) -> Ragged:
     return Ragged(torch.ones(len(side.values), dtype=torch.uint8), side.lengths)
-
-
-def _columns(columns: Sequence[Tensor | None], parts: Sequence[PairBatch], default: float) -> Tensor | None:
-    if all(column is None for column in columns):
-        return None
-    filled = (torch.full((len(p),), default).double() if c is None else c for c, p in zip(columns, parts, strict=True))
-    return torch.cat(list(filled))

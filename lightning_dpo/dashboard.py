@@ -1,7 +1,7 @@
-"""The W&B workspace of this project, as code: `python -m lightning_dpo.dashboard --project lightning_dpo`.
+"""Create a W&B workspace for the runs of a project: `python -m lightning_dpo.dashboard --project lightning_dpo`.
 
-Creates it in your project (WANDB_API_KEY, or `wandb login`) and prints its address; `--dry-run` prints its JSON and
-needs no network. The runs are those that logger=wandb has uploaded. pip install 'lightning-dpo[dashboard]'
+Needs pip install 'lightning-dpo[dashboard]', and WANDB_API_KEY or `wandb login`. Prints the address of the workspace,
+which shows the runs that logger=wandb has uploaded. `--dry-run` prints its JSON without network.
 """
 
 import argparse
@@ -14,7 +14,7 @@ from lightning_dpo.console import exit_codes
 from lightning_dpo.errors import ConfigError
 
 STEP = "trainer/global_step"
-"""Optimizer steps, the axis that Lightning's W&B logger gives all metrics."""
+"""Optimizer steps, the x-axis of Lightning's W&B logger."""
 
 CURVES = {
     "Preference": {
@@ -49,51 +49,41 @@ SAMPLES = "val/samples"
 """The table of completions."""
 
 FRONTIER = ("val/kl", "val/samples/reward")
-"""What a policy pays and what it gets, at the end of each run."""
+"""Axes of the frontier, at the end of each run."""
 
-COORDINATES = {
-    "loss": "loss._target_",
-    "beta": "beta",
-    "learning rate": "optimizer.lr",
-    "seed": "seed",
-}
-"""Axes of the sweep's parallel coordinates that are settings, {name: key}; FRONTIER and the accuracy follow."""
+COORDINATES = {"loss": "loss._target_", "beta": "beta", "learning rate": "optimizer.lr", "seed": "seed"}
+"""Settings in the sweep's parallel coordinates, {name: key}; the accuracy and FRONTIER follow."""
 
 
 def workspace(entity: str | None, project: str, name: str) -> Any:
-    """The workspace, with the same ids whenever it is built.
+    """The workspace, always with the same ids.
 
-    Errors: ConfigError where wandb-workspaces is not installed.
+    Errors: ConfigError if wandb-workspaces is not installed.
     """
     try:
         import wandb_workspaces.reports.v2 as wr
         import wandb_workspaces.workspaces as ws
         from wandb_workspaces.reports.v2.interface import ParallelCoordinatesPlotColumn
     except ImportError:
-        raise ConfigError("this needs wandb-workspaces; type pip install 'lightning-dpo[dashboard]'") from None
+        raise ConfigError("wandb-workspaces is not installed; type pip install 'lightning-dpo[dashboard]'") from None
 
-    kl, reward = (wr.SummaryMetric(metric) for metric in FRONTIER)
-    column = ParallelCoordinatesPlotColumn
-    settings = [
-        column(metric=wr.Config(key), display_name=shown, log=shown in ("beta", "learning rate"))
-        for shown, key in COORDINATES.items()
-    ]
-    results = [
-        column(metric=wr.SummaryMetric("val/rewards/accuracies.last"), display_name="accuracy"),
-        column(metric=kl, display_name="KL"),
-        column(metric=reward, display_name="reward"),
+    accuracy, kl, reward = (wr.SummaryMetric(metric) for metric in ("val/rewards/accuracies.last", *FRONTIER))
+    columns = [
+        ParallelCoordinatesPlotColumn(wr.Config(key), display_name=title, log=title in ("beta", "learning rate"))
+        for title, key in COORDINATES.items()
+    ] + [
+        ParallelCoordinatesPlotColumn(metric, display_name=title)
+        for title, metric in (("accuracy", accuracy), ("KL", kl), ("reward", reward))
     ]
     sweep = [
         wr.ScatterPlot(title="frontier: reward against KL, coloured by beta", x=kl, y=reward, z=wr.Config("beta")),
-        wr.ParallelCoordinatesPlot(title="settings and results", columns=[*settings, *results]),
-        wr.ScatterPlot(title="accuracy against beta", x=wr.Config("beta"), y=results[0].metric, log_x=True),
+        wr.ParallelCoordinatesPlot(title="settings and results", columns=columns),
+        wr.ScatterPlot(title="accuracy against beta", x=wr.Config("beta"), y=accuracy, log_x=True),
     ]
-    sections: dict[str, list[Any]] = {
-        section: [wr.LinePlot(title=title, x=STEP, y=list(metrics)) for title, metrics in plots.items()]
-        for section, plots in CURVES.items()
-    }
+    sections: dict[str, list[Any]] = {"Sweep": sweep}
+    for section, plots in CURVES.items():
+        sections[section] = [wr.LinePlot(title=title, x=STEP, y=list(metrics)) for title, metrics in plots.items()]
     sections["Samples"].append(wr.WeavePanelSummaryTable(table_name=SAMPLES))
-    sections = {"Sweep": sweep, **sections}
     for section, panels in sections.items():
         for number, panel in enumerate(panels):
             panel._id = hashlib.sha256(f"{section}/{number}".encode()).hexdigest()[:10]
@@ -107,16 +97,18 @@ def workspace(entity: str | None, project: str, name: str) -> Any:
 
 
 def as_json(built: Any) -> str:
-    """What would be sent to W&B."""
+    """The JSON that W&B receives."""
     return json.dumps(json.loads(built._to_model().model_dump_json(by_alias=True)), indent=1) + "\n"
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--entity", help="user or team; your default one if not given")
-    parser.add_argument("--project", default="lightning_dpo", help="logger.wandb.project (default: %(default)s)")
-    parser.add_argument("--name", default="Preference tuning", help="of the workspace (default: %(default)s)")
-    parser.add_argument("--dry-run", action="store_true", help="print the workspace's JSON, send nothing")
+    parser.add_argument("--entity", help="user or team (default: your own default)")
+    parser.add_argument(
+        "--project", default="lightning_dpo", help="the logger.wandb.project of the runs (default: %(default)s)"
+    )
+    parser.add_argument("--name", default="Preference tuning", help="name of the workspace (default: %(default)s)")
+    parser.add_argument("--dry-run", action="store_true", help="print the workspace's JSON and send nothing")
     arguments = parser.parse_args()
     with exit_codes():
         if arguments.dry_run:

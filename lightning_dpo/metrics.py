@@ -12,11 +12,11 @@ def pair_metrics(logps: PairLogps, result: PairLoss, chosen_only: bool = False) 
 
     Rewards and losses are in the loss's own unit, logps in nats, lengths in tokens; accuracies are 0 or 1. A tie counts
     as wrong, as in other trainers: where the policy equals the reference the accuracy is 0, not 1/2.
-    Where only the chosen side was scored, what compares the sides is left out.
+    With `chosen_only`, metrics of the rejected side and comparisons with it are left out.
 
-    `displacement/*` says how the margin came about (nats, against the reference): the chosen response went up by
-    `chosen_up` and the rejected one down by `rejected_down`, which add up to the log-ratio margin; a negative
-    `chosen_up` is likelihood displacement. `*_per_token` is each side's log-ratio by its own length.
+    `displacement/*` splits the log-ratio margin, in nats, into the rise of the chosen response over the reference,
+    `chosen_up`, and the fall of the rejected one, `rejected_down`. A negative `chosen_up` is likelihood displacement.
+    `*_per_token` is each side's log-ratio divided by its length.
     """
     chosen_tokens, rejected_tokens = logps.lengths()
     metrics = {

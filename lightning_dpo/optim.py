@@ -1,4 +1,4 @@
-"""Learning-rate schedules, and optimizers that need more than torch."""
+"""Learning-rate schedules, optimizers from optional packages, and gradient clipping."""
 
 import math
 from collections.abc import Iterable
@@ -17,8 +17,8 @@ SCHEDULES = {
     "linear": lambda share: max(0.0, 1 - share),
     "cosine": lambda share: max(0.0, 0.5 * (1 + math.cos(math.pi * share))),
 }
-"""Of the steps after the warm-up that are done: what is left of the learning rate. As in transformers, whose module of
-schedules would import peft and bitsandbytes."""
+"""Share of the steps after the warm-up -> factor of the learning rate. As in transformers, whose schedules cannot be
+imported without peft and bitsandbytes."""
 
 
 def schedule(
@@ -27,18 +27,18 @@ def schedule(
     name: Literal["constant", "linear", "cosine"] = "constant",
     warmup_steps: Annotated[float, "[0, inf)"] = 0,
 ) -> LRScheduler:
-    """A schedule by optimizer steps: a linear warm-up, then constant, or falling to 0 at `total_steps`.
+    """A schedule by optimizer steps: a linear warm-up, then constant, or decreasing to 0 at `total_steps`.
 
     Args:
-        warmup_steps: steps, or below 1 a share of all steps.
+        warmup_steps: a number of steps; below 1, a share of all steps.
 
-    Errors: ValueError for a warm-up as long as the run, whose learning rate would never be reached.
+    Errors: ValueError for a warm-up as long as the run, which would never reach its learning rate.
     """
     warmup = round(warmup_steps * total_steps) if warmup_steps < 1 else int(warmup_steps)
     if warmup >= total_steps:
         raise ValueError(
-            f"scheduler.warmup_steps={warmup_steps} leaves nothing of {total_steps} optimizer steps; "
-            "give fewer steps, or a share below 1"
+            f"scheduler.warmup_steps={warmup_steps}: the run has only {total_steps} optimizer steps; "
+            "set fewer steps, or a share below 1"
         )
     after = SCHEDULES[name]
     return LambdaLR(
@@ -53,10 +53,10 @@ def adamw_8bit(
     eps: Annotated[float, "(0, inf)"] = 1e-8,
     weight_decay: Annotated[float, "[0, inf)"] = 0.0,
 ) -> Optimizer:
-    """AdamW whose two moments take a byte each, by bitsandbytes (Dettmers et al. 2022, arXiv 2110.02861). Tensors of
-    fewer than 4096 elements keep theirs in float32.
+    """AdamW of bitsandbytes with one-byte moments (Dettmers et al. 2022, arXiv 2110.02861). Tensors of fewer than 4096
+    elements have moments in float32.
 
-    Errors: ConfigError where bitsandbytes is not installed.
+    Errors: ConfigError if bitsandbytes is not installed.
     """
     try:
         from bitsandbytes.optim import AdamW8bit  # type: ignore[import-not-found]
@@ -74,10 +74,10 @@ def adamw_stochastic(
     eps: Annotated[float, "(0, inf)"] = 1e-8,
     weight_decay: Annotated[float, "[0, inf)"] = 0.0,
 ) -> Optimizer:
-    """AdamW that rounds bfloat16 weights up or down at random, right on average, so that steps too small for their 8
-    bits are not lost; by torchao, which compiles it (a C++ compiler on a CPU). Moments are in the weights' dtype.
+    """AdamW of torchao, which rounds bfloat16 weights up or down at random, so that on average steps too small for
+    their 8 bits are not lost. Compiled, on a CPU by a C++ compiler. Moments are in the weights' dtype.
 
-    Errors: ConfigError where torchao is not installed.
+    Errors: ConfigError if torchao is not installed.
     """
     try:
         from torchao.optim import _AdamW  # type: ignore[import-not-found]
@@ -89,8 +89,8 @@ def adamw_stochastic(
 
 
 def clip(plugin: Precision, optimizer: Optimizer, value: float | None, algorithm: str | None) -> None:
-    """Clip as Lightning does, with fused optimizers under bf16-mixed too: it refuses them there, though they undo the
-    scaling of gradients alone, and without a scaler there is none."""
+    """Clip gradients as Lightning does, also of fused optimizers under bf16-mixed. Lightning refuses those because they
+    unscale gradients themselves, but without a scaler gradients are not scaled."""
     unscaled = isinstance(plugin, MixedPrecision) and plugin.scaler is None
     kind: Any = Precision if unscaled else type(plugin)
     kind.clip_gradients(plugin, optimizer, value or 0.0, GradClipAlgorithmType(algorithm or "norm"))

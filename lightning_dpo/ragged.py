@@ -1,7 +1,6 @@
 """Rows of unequal length, stored end to end: nothing is padded."""
 
 from collections.abc import Iterable, Sequence
-from itertools import pairwise
 from typing import NamedTuple
 
 import torch
@@ -9,16 +8,16 @@ from torch import Tensor
 
 
 class Ragged:
-    """Rows of unequal length stored end to end, so that nothing is padded.
+    """Rows of unequal length.
 
     Args:
         values: shape [sum of lengths].
         lengths: shape [row], int64. It stays on the CPU, so that reading a length never waits for a GPU.
-        ends: cumulative lengths, where they are at hand.
+        ends: cumulative lengths, if they are known.
     """
 
-    # A plain class on purpose: Lightning moves anything that has `.to(device)`, but rebuilds tuples and dataclasses
-    # and casts their floats to the training precision, which would round cached float32 log-probabilities to bf16.
+    # Not a tuple or dataclass: Lightning would cast its floats to the training precision, and so round cached float32
+    # log-probabilities to bf16. It moves any object that has `.to(device)`.
     def __init__(self, values: Tensor, lengths: Tensor, ends: Tensor | None = None):
         self.values = values
         self.lengths = lengths
@@ -58,10 +57,10 @@ class Ragged:
 
 
 class Sharing(NamedTuple):
-    """Which of some sequences, each a prompt and a response, have the same tokens.
+    """Which sequences have the same prompt, or the same prompt and response.
 
-    groups: for each distinct prompt, the first rows of its distinct responses. twin: for each row, the first row with
-    the same prompt and response.
+    groups: for each distinct prompt, the first rows of its distinct responses.
+    twin: for each row, the first row with the same prompt and response.
     """
 
     groups: list[list[int]]
@@ -75,18 +74,17 @@ class Sharing(NamedTuple):
         return cls([list(responses.values()) for responses in groups.values()], twin)
 
     def first(self, rows: int) -> "Sharing":
-        """The same of the first rows alone."""
+        """The sharing among the first `rows` sequences."""
         groups = [[row for row in group if row < rows] for group in self.groups]
         return Sharing([group for group in groups if group], self.twin[:rows])
 
 
 def _contents(side: Ragged) -> list[bytes]:
-    values, ends = side.values.cpu().numpy(), side.lengths.cumsum(0).tolist()
-    return [values[start:end].tobytes() for start, end in pairwise([0, *ends])]
+    return [row.numpy().tobytes() for row in side.to("cpu").rows()]
 
 
 def ranges(starts: Tensor, lengths: Tensor) -> Tensor:
-    """start, start + 1, ..., start + length - 1 of each, end to end.
+    """start, start + 1, ..., start + length - 1 for each pair of a start and a length, end to end.
 
     >>> ranges(torch.tensor([5, 0]), torch.tensor([2, 3])).tolist()
     [5, 6, 0, 1, 2]

@@ -1,4 +1,4 @@
-"""Means are over pairs, exactly, however the pairs are spread over batches."""
+"""Names, values and exact means of the metrics."""
 
 import pytest
 import torch
@@ -40,7 +40,7 @@ def test_names_and_values_of_one_pair():
 
 
 def test_chosen_up_and_rejected_down_add_up_to_the_margin():
-    """Also where the chosen response falls: -7 and +9 make a margin of 2 nats."""
+    """Also if the chosen response falls: -7 and +9 make a margin of 2 nats."""
     metrics = metrics_of([-12.0], [-14.0])
     up, down = (metrics[f"displacement/{name}"].item() for name in ("chosen_up", "rejected_down"))
     assert (up, down) == (-7, 9) and metrics["rewards/margins"].item() == pytest.approx(0.1 * (up + down))
@@ -51,7 +51,7 @@ def test_a_tie_counts_as_wrong():
     assert metrics_of([-5.0], [-5.0])["rewards/accuracies"].item() is False
 
 
-def test_uneven_batches_give_the_mean_over_pairs_not_over_batches():
+def test_uneven_batches_give_the_mean_over_pairs():
     means = PairMeans()
     means.update(metrics_of([-1.0, -2.0, -3.0], [-5.0] * 3))
     means.update(metrics_of([-10.0], [-5.0]))
@@ -60,7 +60,7 @@ def test_uneven_batches_give_the_mean_over_pairs_not_over_batches():
 
 
 def test_ranks_are_summed_before_the_division():
-    """Two ranks with 3 and 1 pairs: the mean of their means would be -6."""
+    """Two ranks have 3 pairs and 1 pair; the mean of their means would be -6."""
     other = PairMeans()
     other.update(metrics_of([-10.0], [-5.0]))
     means = PairMeans()

@@ -1,4 +1,4 @@
-"""DPOModule alone, under a plain lightning.Trainer."""
+"""DPOModule under a plain lightning.Trainer."""
 
 from functools import partial
 
@@ -28,7 +28,7 @@ def loader(pairs, batch_size: int) -> DataLoader:
 
 
 def perturbed(module: DPOModule) -> DPOModule:
-    """Policy and reference apart, as equal ones hide most mistakes: every margin is zero."""
+    """With a policy that differs from its reference; equal ones have margins of zero, which hide most mistakes."""
     torch.manual_seed(9)
     with torch.no_grad():
         for p in module.policy.parameters():
@@ -41,22 +41,26 @@ def module(loss=DPO, optimizer=SGD, model=None) -> DPOModule:
     return perturbed(DPOModule(model or llama(), loss, CopyReference(), optimizer))
 
 
-def weights_after(batch_size: int, accumulate: int, pairs: int, loss=DPO) -> torch.Tensor:
-    run = module(loss)
-    trainer(accumulate_grad_batches=accumulate).fit(run, loader(random_pairs(pairs), batch_size))
+def weights(run: DPOModule) -> torch.Tensor:
     return torch.cat([p.detach().flatten() for p in run.policy.parameters()])
 
 
+def weights_after(batch_size: int, accumulate: int, pairs: int, loss=DPO) -> torch.Tensor:
+    run = module(loss)
+    trainer(accumulate_grad_batches=accumulate).fit(run, loader(random_pairs(pairs), batch_size))
+    return weights(run)
+
+
 @pytest.mark.parametrize("loss", [DPO, partial(losses.ipo, beta=0.5)])
-def test_a_step_is_the_mean_over_its_pairs_however_they_are_cut_up(loss):
+def test_a_step_is_the_mean_over_its_pairs_whatever_its_micro_batches(loss):
     whole = weights_after(8, 1, 8, loss)
     torch.testing.assert_close(weights_after(2, 4, 8, loss), whole, atol=1e-6, rtol=1e-5)
-    # 3 + 3 + 2 pairs: the mean of the batches' means would weigh the last pairs more
+    # with 3 + 3 + 2 pairs, a mean of means would give the last pairs more weight
     torch.testing.assert_close(weights_after(3, 3, 8, loss), whole, atol=1e-6, rtol=1e-5)
 
 
-def test_a_smaller_last_window_is_still_the_mean_over_its_pairs():
-    """10 micro-batches of 1 pair, 4 a step: the last step has 2 pairs, and its gradient is not halved."""
+def test_a_smaller_last_window_is_the_mean_over_its_pairs():
+    """10 micro-batches of 1 pair, 4 per step: the last step has 2 pairs, and its gradient is not halved."""
     run = module(optimizer=partial(torch.optim.SGD, lr=0.0))
     logged = Rows()
     trainer(accumulate_grad_batches=4, logger=logged, log_every_n_steps=1).fit(run, loader(random_pairs(10), 1))
@@ -70,7 +74,7 @@ def test_a_smaller_last_window_is_still_the_mean_over_its_pairs():
 
 
 class Rows(L.pytorch.loggers.logger.DummyLogger):
-    """Keeps what Lightning logs."""
+    """Keeps the logged rows."""
 
     def __init__(self):
         super().__init__()
@@ -102,20 +106,20 @@ def test_validation_means_count_each_pair_once():
     assert step == 0 and row["val/logps/chosen"] == pytest.approx(logps.mean().item(), rel=1e-6)
 
 
-def test_policy_equal_to_its_reference_starts_at_log_2():
+def test_a_policy_equal_to_its_reference_starts_at_log_2():
     rows = Rows()
     run = DPOModule(llama(), DPO, CopyReference())
     trainer(logger=rows).validate(run, loader(random_pairs(), 4), verbose=False)
     assert rows.rows[0][1]["val/loss"] == pytest.approx(0.693147, abs=1e-6)
 
 
-def test_dropout_is_off_in_training_and_the_configuration_keeps_it():
+def test_dropout_is_off_in_training_and_kept_in_the_configuration():
     run = DPOModule(gpt2(), DPO, CopyReference())
     run.train()
     assert not any(m.training for m in run.policy.modules()) and run.policy.config.resid_pdrop == 0.1
 
 
-def test_one_batch_is_learnt():
+def test_one_batch_can_be_learnt():
     run = module(optimizer=partial(torch.optim.AdamW, lr=1e-2))
     rows = Rows()
     trainer(logger=rows, max_epochs=40, log_every_n_steps=1).fit(run, loader(random_pairs(8), 8))
@@ -123,7 +127,7 @@ def test_one_batch_is_learnt():
     assert last["train/loss"] < 0.5 * first["train/loss"] and last["train/rewards/accuracies"] == 1
 
 
-def test_a_checkpoint_has_no_reference_and_loads_without_pickled_objects(tmp_path):
+def test_a_checkpoint_has_no_reference_and_no_pickled_objects(tmp_path):
     run = module()
     fit = trainer()
     fit.fit(run, loader(random_pairs(), 2))
@@ -136,7 +140,7 @@ def test_a_checkpoint_has_no_reference_and_loads_without_pickled_objects(tmp_pat
     assert loaded.loss.keywords == {"beta": 0.1} and loaded.loss.func is losses.dpo
 
 
-def test_training_goes_on_from_a_checkpoint_with_the_reference_it_started_from(tmp_path):
+def test_training_resumes_with_the_reference_that_it_started_from(tmp_path):
     pairs = random_pairs(8)
 
     def fit(steps, **options):
@@ -157,7 +161,7 @@ def own_loss(logps, *, beta):
     return losses.dpo(logps, beta=beta)
 
 
-def test_a_loss_of_ones_own_is_given_again_on_loading(tmp_path):
+def test_a_custom_loss_must_be_passed_on_loading(tmp_path):
     t = trainer()
     t.fit(module(loss=partial(own_loss, beta=0.2)), loader(random_pairs(), 6))
     t.save_checkpoint(tmp_path / "own.ckpt")
@@ -166,12 +170,12 @@ def test_a_loss_of_ones_own_is_given_again_on_loading(tmp_path):
     assert DPOModule.load_from_checkpoint(tmp_path / "own.ckpt", loss=partial(own_loss, beta=0.2)).loss.func is own_loss
 
 
-def test_a_parameter_out_of_range_is_refused_at_once():
+def test_a_parameter_out_of_range_is_refused():
     with pytest.raises(ValueError, match=r"beta: found -1; allowed: a number in \(0, inf\)"):
         DPOModule(llama(), partial(losses.dpo, beta=-1))
 
 
-def test_a_reference_based_loss_without_a_reference_says_what_to_do():
+def test_a_reference_based_loss_without_a_reference_is_refused_with_a_remedy():
     with pytest.raises(ReferenceRequired, match="CopyReference"):
         trainer().fit(DPOModule(llama(), DPO), loader(random_pairs(), 2))
 
@@ -190,7 +194,7 @@ def test_on_a_gpu_a_step_equals_that_on_the_cpu():
         torch.testing.assert_close(a, b.cpu(), atol=1e-4, rtol=1e-3)
 
 
-def test_named_validation_sets_are_logged_apart_and_together(reviews, few_reviews, tmp_path):
+def test_named_validation_sets_are_logged_separately_and_together(reviews, few_reviews, tmp_path):
     lines = few_reviews.read_text().splitlines(keepends=True)
     for name, part in (("a", lines[:9]), ("b", lines[9:])):
         (tmp_path / f"{name}.jsonl").write_text("".join(part))
@@ -210,23 +214,23 @@ def _validated(run: DPOModule, data) -> dict[str, float]:
 
 
 def step_taken(pairs) -> torch.Tensor:
-    """How far one step of plain SGD at learning rate 1 moves the weights: the gradient."""
+    """The change of the weights by one step of SGD at learning rate 1, which is the gradient."""
     run = module(optimizer=partial(torch.optim.SGD, lr=1.0))
-    before = torch.cat([p.detach().flatten() for p in run.policy.parameters()])
+    before = weights(run)
     trainer().fit(run, loader(pairs, len(pairs)))
-    return before - torch.cat([p.detach().flatten() for p in run.policy.parameters()])
+    return before - weights(run)
 
 
-def test_weights_multiply_the_losses_of_their_pairs():
+def test_pair_weights_multiply_the_losses():
     """The step is the sum of weight x loss over the number of pairs."""
-    weights, pairs = [3.0, 0.0, 1.0, 0.5], random_pairs(4)
-    expected = sum(w * step_taken(pairs.select([i])) for i, w in enumerate(weights)) / 4
-    pairs.weight = torch.tensor(weights, dtype=torch.float64)
+    factors, pairs = [3.0, 0.0, 1.0, 0.5], random_pairs(4)
+    expected = sum(w * step_taken(pairs.select([i])) for i, w in enumerate(factors)) / 4
+    pairs.weight = torch.tensor(factors, dtype=torch.float64)
     torch.testing.assert_close(step_taken(pairs), expected, atol=1e-6, rtol=1e-4)
 
 
 def test_twenty_steps_of_packed_rows_follow_those_of_padded_ones():
-    """Pairs that share prompts and responses, so that packed rows leave out more than pad tokens."""
+    """The pairs share prompts and responses, which packed rows compute once."""
     pairs, losses_of, sums = tree_pairs(80), {}, {}
     for scoring in ("padded", "shared_prefix"):
         rows = Rows()
@@ -239,4 +243,4 @@ def test_twenty_steps_of_packed_rows_follow_those_of_padded_ones():
     assert losses_of["shared_prefix"][0] == pytest.approx(0.693147, abs=1e-6)
     assert losses_of["shared_prefix"] == pytest.approx(losses_of["padded"], abs=1e-4)
     assert sums["shared_prefix"] == pytest.approx(sums["padded"], abs=2e-3)
-    assert max(abs(loss - 0.693147) for loss in losses_of["padded"]) > 0.05  # they have moved
+    assert max(abs(loss - 0.693147) for loss in losses_of["padded"]) > 0.05, "the weights did not move"

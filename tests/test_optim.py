@@ -1,4 +1,4 @@
-"""Optimizers that need more than torch."""
+"""Learning-rate schedules, optimizers from optional packages, and gradient clipping."""
 
 import sys
 from functools import partial
@@ -11,28 +11,28 @@ from lightning_dpo import CopyReference, DPOModule
 from lightning_dpo.errors import ConfigError
 from lightning_dpo.optim import adamw_8bit, adamw_stochastic, schedule
 from tests.conftest import llama, random_pairs
-from tests.test_module import DPO, loader, trainer
+from tests.test_module import DPO, loader, module, trainer, weights
 
 
-def test_adamw_8bit_keeps_bytes_and_steps_like_adamw():
+def test_adamw_8bit_has_one_byte_moments_and_steps_like_adamw():
     pytest.importorskip("bitsandbytes", reason="pip install 'lightning-dpo[8bit]'")
     trained = {}
     for make in (adamw_8bit, torch.optim.AdamW):
         run = DPOModule(llama(hidden_size=64, intermediate_size=128), DPO, CopyReference(), partial(make, lr=1e-3))
-        begin = torch.cat([p.detach().flatten().clone() for p in run.policy.parameters()])
+        before = weights(run)
         fit = trainer(max_epochs=5)
         fit.fit(run, loader(random_pairs(12), 4))
-        trained[make] = torch.cat([p.detach().flatten() for p in run.policy.parameters()]) - begin
+        trained[make] = weights(run) - before
         if make is adamw_8bit:
             states = fit.optimizers[0].state
             large = [state for p, state in states.items() if p.numel() >= 4096]
             assert large and all(state["state1"].dtype == torch.uint8 for state in large)
-    ours, own = trained.values()
-    assert torch.cosine_similarity(ours, own, dim=0) > 0.95
-    assert ours.norm() / own.norm() == pytest.approx(1, abs=0.1)
+    in_bytes, in_floats = trained.values()
+    assert torch.cosine_similarity(in_bytes, in_floats, dim=0) > 0.95
+    assert in_bytes.norm() / in_floats.norm() == pytest.approx(1, abs=0.1)
 
 
-def test_adamw_stochastic_moves_bfloat16_weights_by_steps_that_rounding_would_lose():
+def test_adamw_stochastic_moves_bfloat16_weights_by_steps_too_small_for_rounding():
     pytest.importorskip("torchao", reason="pip install 'lightning-dpo[stochastic]'")
 
     def trained(make) -> torch.Tensor:
@@ -52,7 +52,7 @@ def test_adamw_stochastic_moves_bfloat16_weights_by_steps_that_rounding_would_lo
     ("make", "package", "extra"),
     [(adamw_8bit, "bitsandbytes.optim", "8bit"), (adamw_stochastic, "torchao.optim", "stochastic")],
 )
-def test_without_its_package_it_says_what_to_install(monkeypatch, make, package, extra):
+def test_a_missing_package_is_an_error_that_names_what_to_install(monkeypatch, make, package, extra):
     monkeypatch.setitem(sys.modules, package, None)
     with pytest.raises(ConfigError, match=rf"pip install 'lightning-dpo\[{extra}\]', or type optimizer=adamw"):
         make([torch.nn.Parameter(torch.zeros(1))])
@@ -60,16 +60,29 @@ def test_without_its_package_it_says_what_to_install(monkeypatch, make, package,
 
 @pytest.mark.parametrize("name", ["constant", "linear", "cosine"])
 @pytest.mark.parametrize("warmup", [0, 7])
-def test_a_schedule_is_that_of_transformers(name, warmup):
+def test_a_schedule_equals_that_of_transformers(name, warmup):
     def rates(make) -> list[float]:
         optimizer = torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], lr=3e-4)
-        scheduler, seen = make(optimizer), []
+        scheduler, found = make(optimizer), []
         for _ in range(55):
-            seen.append(optimizer.param_groups[0]["lr"])
+            found.append(optimizer.param_groups[0]["lr"])
             optimizer.step()
             scheduler.step()
-        return seen
+        return found
 
     kind = "constant_with_warmup" if name == "constant" else name
     theirs = rates(lambda o: get_scheduler(kind, o, num_warmup_steps=warmup, num_training_steps=50))
     assert rates(lambda o: schedule(o, 50, name, warmup)) == pytest.approx(theirs, abs=1e-12)
+
+
+def test_bf16_mixed_trains_float32_weights_with_a_fused_optimizer_and_clipping():
+    """The step is that of float32 within bf16's rounding, and clipped to the same norm."""
+    moved = {}
+    for precision in ("32-true", "bf16-mixed"):
+        run = module(optimizer=partial(torch.optim.SGD, lr=1.0, fused=True))
+        before = weights(run)
+        trainer(precision=precision, gradient_clip_val=0.5).fit(run, loader(random_pairs(4), 4))
+        moved[precision] = weights(run) - before
+        assert moved[precision].dtype == torch.float32
+        assert moved[precision].norm().item() == pytest.approx(0.5, rel=1e-3)
+    assert torch.cosine_similarity(*moved.values(), dim=0) > 0.999

@@ -1,7 +1,7 @@
-"""Ten steps of training follow a slow loop that shares no code with the package.
+"""Ten steps of training agree with a slow loop that shares no code with the package.
 
-The policy differs from its reference: where they are equal every margin is zero, and 14 deliberately wrong versions
-(prompt scored, mean for sum, shifted by one, end missing ...) all start at exactly log 2.
+The policy differs from its reference. With equal models every margin is zero, and 14 deliberately wrong versions
+(prompt scored, mean for sum, shifted by one, end missing, ...) all start at exactly log 2.
 """
 
 import json
@@ -20,7 +20,7 @@ STEPS, BATCH, BETA = 10, 4, 0.1
 
 
 def slow_logp(model, prompt: list[int], response: list[int]) -> torch.Tensor:
-    """One unpadded sequence; every response token by an explicit softmax."""
+    """One unpadded sequence, with an explicit softmax for every response token."""
     logits = model(torch.tensor([prompt + response])).logits[0]
     total = torch.zeros(())
     for t, token in enumerate(response):
@@ -41,7 +41,7 @@ def slow_training(policy, reference, tokenizer, rows: list[dict], loss: str, opt
     table = []
     for step in range(STEPS):
         batch = [slow_split(tokenizer, row) for row in rows[step * BATCH : (step + 1) * BATCH]]
-        total, seen = torch.zeros(()), []
+        total, rows_logged = torch.zeros(()), []
         for prompt, chosen, rejected in batch:
             chosen_logp, rejected_logp = slow_logp(policy, prompt, chosen), slow_logp(policy, prompt, rejected)
             with torch.no_grad():
@@ -49,12 +49,12 @@ def slow_training(policy, reference, tokenizer, rows: list[dict], loss: str, opt
             u, v = chosen_logp - ref_chosen, rejected_logp - ref_rejected
             h = u - v
             total = total + (torch.log1p(torch.exp(-BETA * h)) if loss == "dpo" else (h - 1 / (2 * BETA)) ** 2)
-            seen.append([chosen_logp.item(), rejected_logp.item(), BETA * u.item(), BETA * v.item()])
+            rows_logged.append([chosen_logp.item(), rejected_logp.item(), BETA * u.item(), BETA * v.item()])
         optimizer.zero_grad()
         (total / len(batch)).backward()
         norm = math.sqrt(sum(p.grad.double().pow(2).sum().item() for p in policy.parameters()))
         optimizer.step()
-        means = [sum(column) / len(batch) for column in zip(*seen, strict=True)]
+        means = [sum(column) / len(batch) for column in zip(*rows_logged, strict=True)]
         names = ("logps/chosen", "logps/rejected", "rewards/chosen", "rewards/rejected")
         table.append({"loss": total.item() / len(batch), "grad_norm": norm, **dict(zip(names, means, strict=True))})
     return table
@@ -101,12 +101,12 @@ def follow(model: Path, file: Path, tmp_path: Path, loss: str, cached: bool, fas
 
 @pytest.mark.parametrize("loss", ["dpo", "ipo"])
 def test_ten_steps_on_the_bundled_task(reviews, few_reviews, tmp_path, loss):
-    # Not Adam: gradients that cancel between the sides leave rounding noise, which Adam blows up to full steps.
+    # Not Adam: gradients that cancel between the sides leave rounding noise, which Adam amplifies to full steps.
     sgd = partial(torch.optim.SGD, lr=0.01 if loss == "dpo" else 1e-4)
     follow(reviews / "model", few_reviews, tmp_path, loss, loss == "dpo", sgd, sgd)
 
 
-def test_ten_steps_on_real_dialogues_with_a_really_pre_trained_model(shared, tmp_path):
+def test_ten_steps_on_real_dialogues_with_a_pretrained_model(shared, tmp_path):
     adamw = partial(torch.optim.AdamW, lr=5e-4, weight_decay=0.0, fused=True)
     adam = partial(torch.optim.Adam, lr=5e-4)  # without decay, AdamW is Adam
     follow(shared / "models" / "stories260K", shared / "data" / "hh_pairs64.jsonl", tmp_path, "dpo", True, adamw, adam)

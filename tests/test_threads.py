@@ -1,5 +1,5 @@
-"""With several threads, too, the same command computes the same bits: a sum whose terms arrive in any order would make
-every run another one. The other tests run on one thread."""
+"""With several threads, the same command still computes the same bits: no sum depends on the order in which threads
+finish. The other tests run on one thread."""
 
 import os
 import signal
@@ -24,7 +24,7 @@ from tests.test_module import DPO, perturbed
 
 TIMES = 4
 BIG = {"vocab_size": 500, "hidden_size": 64, "intermediate_size": 96, "max_position_embeddings": 128}
-"""Large enough that torch shares the work out: below some thousand numbers one thread does it all."""
+"""Large enough for torch to use several threads; it uses one below some thousand numbers."""
 
 
 @pytest.fixture(autouse=True)
@@ -36,8 +36,8 @@ def threads():
 
 
 def pairs(number: int = 48) -> PairBatch:
-    """Prompts in fours, so that many responses follow the same token; each twelfth pair has its neighbour's responses,
-    so that a token counts twice."""
+    """Each prompt four times, so that many responses follow the same token. Each twelfth pair has the responses of its
+    neighbour, so that a token counts twice."""
     generator = torch.Generator().manual_seed(0)
 
     def side(shortest: int, longest: int, source: list[int]) -> Ragged:
@@ -57,19 +57,19 @@ def gradients(model, loss, reference: bool, scoring: str = "auto") -> bytes:
     return torch.cat([p.grad.flatten() for p in run.policy.parameters() if p.grad is not None]).numpy().tobytes()
 
 
-def assert_the_same_each_time(*given) -> None:
-    """Each time from the beginning, as some losses remember."""
-    found = {gradients(*given) for _ in range(TIMES)}
+def assert_the_same_each_time(*arguments) -> None:
+    """Each time from the start, as some losses have a memory."""
+    found = {gradients(*arguments) for _ in range(TIMES)}
     assert len(found) == 1, f"{len(found)} different gradients in {TIMES} backward passes over the same weights"
 
 
 @pytest.mark.parametrize("name", ["dpo", "ld_dpo", "sft", "tdpo1", "wpo"])
-def test_a_losss_gradient_is_the_same_each_time(name):
-    """One loss for each thing that a loss can ask of the scorer."""
+def test_the_gradient_of_a_loss_is_the_same_each_time(name):
+    """One loss for each thing that a loss can need from the scorer."""
     assert_the_same_each_time(partial(llama, **BIG), partial(shipped, name), name not in REFERENCE_FREE)
 
 
-def computed_again():
+def checkpointed():
     model = llama(**BIG)
     checkpoint_activations(model)
     return model
@@ -77,24 +77,24 @@ def computed_again():
 
 MODELS = {
     "plain": partial(llama, **BIG),
-    "layers computed again": computed_again,
+    "checkpointed layers": checkpointed,
     "adapters": lambda: get_peft_model(llama(**BIG), LoraConfig(target_modules=["q_proj", "lm_head"])),
     "experts": partial(mixtral, **BIG),
     "capped logits": lambda: Gemma2ForCausalLM(
         Gemma2Config(**BIG, num_hidden_layers=2, num_attention_heads=4, num_key_value_heads=2, head_dim=16)
     ).eval(),
-    "logits of its own": lambda: with_shifted_logits(llama(**BIG)),
+    "own logits": lambda: with_shifted_logits(llama(**BIG)),
 }
 
 
 @pytest.mark.parametrize("scoring", ["auto", "padded"])
 @pytest.mark.parametrize("name", MODELS)
-def test_a_models_gradient_is_the_same_each_time(name, scoring):
+def test_the_gradient_of_a_model_is_the_same_each_time(name, scoring):
     assert_the_same_each_time(MODELS[name], lambda: DPO, True, scoring)
 
 
-def test_a_run_on_several_threads_that_is_killed_goes_on_to_the_same_bytes(tmp_path):
-    """The bundled task as a newcomer runs it, in processes of their own: threads do not outlive a fork."""
+def test_a_killed_run_on_several_threads_resumes_to_the_same_bytes(tmp_path):
+    """The bundled task with few options, in new processes, because threads do not survive a fork."""
     options = ["trainer.max_steps=12", "checkpoint.every_n_steps=4", "+trainer.limit_val_batches=1", "samples.n=4"]
     options += ["logger=csv", f"reference.cache_dir={tmp_path}/cache", f"data.cache_dir={tmp_path}/cache"]
 

@@ -1,1 +1,1 @@
-"""`python -m lightning_dpo.benchmark`: what a step costs in each layout, and beside other trainers' algorithms."""
+"""`python -m lightning_dpo.benchmark`: the cost of a training step in each layout and of other trainers' algorithms."""

@@ -1,7 +1,6 @@
-"""What every contender does: own a model and an optimizer, and take the same batches."""
+"""A contender: a model and its optimizer, which take the same batches as all others."""
 
 from collections.abc import Callable, Collection
-from contextlib import nullcontext
 
 import torch
 from torch import Tensor
@@ -15,13 +14,8 @@ from lightning_dpo.models.layers import checkpoint_activations, compile_layers
 
 BETA, LR = 0.1, 1e-6
 
-
-OPTIONS = {
-    "autocast": "bf16 autocast",
-    "checkpointing": "layers computed again in the backward pass",
-    "compile": "layers compiled in place",
-}
-"""What a contender can be run with: `shared+compile`."""
+OPTIONS = ("autocast", "checkpointing", "compile")
+"""Appended to a contender's name: `shared+compile`."""
 
 
 class Contender:
@@ -30,7 +24,7 @@ class Contender:
     Args:
         build: makes the policy; called again for a live reference.
         options: some of OPTIONS.
-        live: whether the reference runs in each step; otherwise `prepare` computes its numbers once.
+        live: whether each step runs the reference; otherwise `prepare` computes its log-probabilities once.
     """
 
     def __init__(self, build: Callable[[], PreTrainedModel], options: Collection[str], live: bool):
@@ -53,6 +47,14 @@ class Contender:
                 self.cached = {id(batch): self.logps(self.model, batch) for batch in batches}
 
     def step(self, batch: PairBatch) -> Tensor:
+        loss = self.backward(batch)
+        clip_grad_norm_(self.model.parameters(), 1.0)
+        self.optimizer.step()
+        self.optimizer.zero_grad()
+        return loss
+
+    def backward(self, batch: PairBatch) -> Tensor:
+        """Compute the gradients; returns the loss."""
         with self._precision():
             if self.reference is not None:
                 with torch.no_grad():
@@ -63,11 +65,7 @@ class Contender:
             pairs = PairLogps(chosen, rejected, ref_chosen=reference[0], ref_rejected=reference[1])
             loss = losses.dpo(pairs, beta=BETA).loss.mean()
         loss.backward()
-        clip_grad_norm_(self.model.parameters(), 1.0)
-        self.optimizer.step()
-        self.optimizer.zero_grad()
         return loss.detach()
 
     def _precision(self):
-        device = self.model.device.type
-        return torch.autocast(device, torch.bfloat16) if "autocast" in self.options else nullcontext()
+        return torch.autocast(self.model.device.type, torch.bfloat16, enabled="autocast" in self.options)

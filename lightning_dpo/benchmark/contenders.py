@@ -1,11 +1,9 @@
-"""One training step in each way that is compared: the layouts of this package, and the algorithm of TRL's DPOTrainer.
-
-Each contender owns a model and an optimizer, and takes the same batches.
-"""
+"""The contenders: the layouts of this package, and the algorithm of TRL's DPOTrainer."""
 
 from collections.abc import Callable, Collection
 from functools import partial
 from importlib.util import find_spec
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -14,6 +12,7 @@ from transformers import PreTrainedModel
 
 from lightning_dpo.batch import PairBatch
 from lightning_dpo.benchmark.contender import OPTIONS, Contender
+from lightning_dpo.benchmark.trl_trainer import TrlTrainer
 from lightning_dpo.scoring import Scorer, Scoring
 from lightning_dpo.scoring.head import States, find_head, in_chunks
 
@@ -29,14 +28,15 @@ class Ours(Contender):
 
 
 class TrlAlgorithm(Contender):
-    """DPO as TRL's trainer computes it on a GPU (1.16): chosen and rejected sequences are rows of one right-padded
-    batch, each with its prompt; the head runs on the response positions only, in chunks that the backward pass computes
-    again. TRL's further measures (entropy, mean logits, top-1) are left out."""
+    """DPO as TRL 1.16 computes it on a GPU, without TRL's further metrics (entropy, mean logits, top-1).
+
+    Chosen and rejected sequences are rows of one right-padded batch, each with its prompt. The head runs on the
+    response positions only, in chunks that the backward pass recomputes.
+    """
 
     def __init__(self, build, options: Collection[str], live: bool):
         super().__init__(build, options, live)
-        heads = {id(m): find_head(m) for m in (self.model, self.reference) if m is not None}
-        self.heads = {i: head for i, head in heads.items() if head is not None}
+        self.heads: dict[int, Any] = {id(m): find_head(m) for m in (self.model, self.reference) if m is not None}
 
     def logps(self, model, batch):
         inputs, trained = _rows(batch)
@@ -48,7 +48,7 @@ class TrlAlgorithm(Contender):
 
 
 class Plain(Contender):
-    """DPO as it is written in tutorials: one padded batch, and the logits of all its positions at once."""
+    """DPO as in tutorials: one padded batch, with the logits of all positions at once."""
 
     def logps(self, model, batch):
         inputs, trained = _rows(batch)
@@ -59,8 +59,8 @@ class Plain(Contender):
 
 
 def _rows(batch: PairBatch) -> tuple[dict[str, Tensor], Tensor]:
-    """Chosen and rejected sequences as rows of one right-padded batch, each with its prompt; and which of all but the
-    first tokens are of a response, [row, column - 1]."""
+    """Chosen and rejected sequences with their prompts as rows of one right-padded batch, and a mask of the response
+    tokens without the first column, [row, column - 1]."""
     rows = [
         torch.cat([p, r]).long()
         for side in (batch.chosen, batch.rejected)
@@ -74,16 +74,10 @@ def _rows(batch: PairBatch) -> tuple[dict[str, Tensor], Tensor]:
     return {"input_ids": ids, "attention_mask": attended.long().to(ids.device)}, trained.to(ids.device)
 
 
-def _trl(build, options: Collection[str], live: bool, as_on_gpu: bool) -> Contender:
-    from lightning_dpo.benchmark.trl_trainer import TrlTrainer
-
-    return TrlTrainer(build, options, live, as_on_gpu)
-
-
 CONTENDERS: dict[str, Callable[..., Contender]] = {
-    "trl": partial(_trl, live=True, as_on_gpu=True),
-    "trl-as-shipped": partial(_trl, live=True, as_on_gpu=False),
-    "trl-precomputed": partial(_trl, live=False, as_on_gpu=True),
+    "trl": partial(TrlTrainer, live=True, as_on_gpu=True),
+    "trl-as-shipped": partial(TrlTrainer, live=True, as_on_gpu=False),
+    "trl-precomputed": partial(TrlTrainer, live=False, as_on_gpu=True),
     "plain": partial(Plain, live=True),
     "base": partial(TrlAlgorithm, live=True),
     "base-precomputed": partial(TrlAlgorithm, live=False),
@@ -92,21 +86,21 @@ CONTENDERS: dict[str, Callable[..., Contender]] = {
     "shared-live": partial(Ours, live=True, scoring="shared_prefix"),
     "shared": partial(Ours, live=False, scoring="shared_prefix"),
 }
-"""`plain` holds all logits at once; `trl` is TRL's DPOTrainer by its GPU path, `base` the same algorithm without TRL;
-`padded` and `shared` are this package's layouts. The reference runs in each step of `plain`, `trl`, `base` and `-live`;
-the others know its numbers."""
+"""`plain` holds all logits at once; `trl` is TRL's DPOTrainer on its GPU path, `base` the same algorithm without TRL;
+`padded` and `shared` are this package's layouts. `plain`, `trl`, `base` and `-live` run the reference in each step; the
+others compute its log-probabilities once."""
 
 
 def make(name: str, build: Callable[[], PreTrainedModel]) -> Contender:
-    """The contender of a name such as `shared` or `shared+compile+autocast`.
+    """The contender with a name such as `shared` or `shared+compile+autocast`.
 
-    Errors: ValueError for a name or an option that does not exist, and for TRL where it is not installed.
+    Errors: ValueError for an unknown name or option, and for TRL if it is not installed.
     """
     plain, *options = name.split("+")
     if plain not in CONTENDERS:
-        raise ValueError(f"{name}: no contender {plain!r}; there are {', '.join(CONTENDERS)}")
+        raise ValueError(f"{name}: unknown contender {plain!r}; allowed: {', '.join(CONTENDERS)}")
     if unknown := sorted(set(options) - set(OPTIONS)):
-        raise ValueError(f"{name}: no option {unknown[0]!r}; there are {', '.join(OPTIONS)}")
+        raise ValueError(f"{name}: unknown option {unknown[0]!r}; allowed: {', '.join(OPTIONS)}")
     if plain.startswith("trl") and find_spec("trl") is None:
-        raise ValueError(f"{name} needs TRL: pip install 'lightning-dpo[bench]'")
+        raise ValueError(f"{name} needs TRL; type pip install 'lightning-dpo[bench]'")
     return CONTENDERS[plain](build, options)

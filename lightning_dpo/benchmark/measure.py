@@ -1,4 +1,4 @@
-"""Times, peaks and memory, measured so that two contenders can be compared: in turn, on the same batches."""
+"""Measure the times and memory of contenders on the same batches, and the matmul peak."""
 
 import multiprocessing
 import time
@@ -13,7 +13,7 @@ from lightning_dpo.benchmark.contender import Contender
 
 
 def seconds(work: Callable[[], Any], device: str) -> float:
-    """CPU-seconds of this process, all threads counted; on a GPU seconds until it has finished."""
+    """CPU-seconds of this process over all threads; on a GPU, wall-clock seconds until it has finished."""
     if device == "cpu":
         start = time.process_time()
         work()
@@ -26,20 +26,19 @@ def seconds(work: Callable[[], Any], device: str) -> float:
 
 
 def in_turn(
-    contenders: dict[str, Contender], batches: Sequence[PairBatch], device: str, told: Callable[[], Any]
+    contenders: dict[str, Contender], batches: Sequence[PairBatch], device: str, advance: Callable[[], Any]
 ) -> dict[str, list[float]]:
-    """Seconds of each contender's step on each batch: A B C, A B C, ...."""
+    """Seconds of each contender's step on each batch, in the order A B C, A B C, ..."""
     times: dict[str, list[float]] = {name: [] for name in contenders}
     for batch in batches:
         for name, contender in contenders.items():
             times[name].append(seconds(lambda c=contender, b=batch: c.step(b), device))
-            told()
+            advance()
     return times
 
 
 def matmul_peak(shapes: Sequence[tuple[int, int]], dtype: torch.dtype, device: str) -> float:
-    """The most floating-point operations a second that a matrix product of the model's own shapes reaches, for some
-    number of rows. `shapes` are (inputs, outputs) of its layers."""
+    """The highest rate of a matrix product with one of the shapes (inputs, outputs), in FLOP/s."""
     best = 0.0
     for rows in (256, 1024, 2048, *([8192, 16384] if device != "cpu" else [])):
         for inputs, outputs in shapes:
@@ -51,7 +50,7 @@ def matmul_peak(shapes: Sequence[tuple[int, int]], dtype: torch.dtype, device: s
 
 
 def first_step(make: Callable[[], Contender], batch: PairBatch, device: str) -> tuple[Contender, float]:
-    """A new contender, and the seconds of the clock until it has taken a step: building, its reference, compiling."""
+    """A new contender, and the wall-clock seconds of building, preparing (one batch) and its first step."""
     start = time.perf_counter()
     contender = make()
     contender.prepare([batch])
@@ -62,19 +61,16 @@ def first_step(make: Callable[[], Contender], batch: PairBatch, device: str) -> 
 
 
 def peak_memory(make: Callable[[], Contender], batch: PairBatch, threads: int, device: str) -> float:
-    """Bytes at the peak of a step beyond what stood before it: activations, logits, gradients.
+    """Peak bytes of a step beyond what was allocated before it: activations, logits, gradients.
 
-    On a CPU in a process of its own, as memory that an earlier contender gave back would hide the peak.
+    On a CPU in a separate process, because memory freed by an earlier contender would hide the peak.
     """
     if device == "cpu":
         context = multiprocessing.get_context("forkserver")  # imports once for all contenders
         context.set_forkserver_preload(["lightning_dpo.benchmark.contenders"])
         with context.Pool(1) as pool:
             return pool.apply(_resident_peak, (make, batch, threads))
-    contender = make()
-    contender.prepare([batch])
-    contender.step(batch)
-    torch.cuda.synchronize()
+    contender, _ = first_step(make, batch, device)
     before = torch.cuda.memory_allocated()
     torch.cuda.reset_peak_memory_stats()
     contender.step(batch)
@@ -87,8 +83,8 @@ def _resident_peak(make: Callable[[], Contender], batch: PairBatch, threads: int
     contender = make()
     small = batch.select([int((batch.prompt.lengths + batch.chosen.lengths + batch.rejected.lengths).argmin())])
     contender.prepare([batch, small])
-    contender.step(small)  # the optimizer's state is there before the count begins
-    Path("/proc/self/clear_refs").write_text("5")  # the peak starts again from what is resident now
+    contender.step(small)  # allocates the optimizer's state
+    Path("/proc/self/clear_refs").write_text("5")  # resets the peak to what is resident now
     before = _resident("VmRSS")
     contender.step(batch)
     return _resident("VmHWM") - before

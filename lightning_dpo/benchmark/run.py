@@ -1,9 +1,9 @@
-"""One benchmark: contenders in turn, then a table, benchmark.json and a picture."""
+"""Run a benchmark, print a table, write benchmark.json and benchmark.png."""
 
 import json
 import platform
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from datetime import date
 from functools import partial
 from pathlib import Path
@@ -12,6 +12,7 @@ from typing import Any
 
 import torch
 import transformers
+from matplotlib.figure import Figure
 from tqdm import tqdm
 
 from lightning_dpo.batch import PairBatch
@@ -23,9 +24,9 @@ from lightning_dpo.benchmark.contenders import make
 def run(
     names: Sequence[str], model: str, data: str, pairs: int, batches: int, dtype: str, threads: int, out: Path
 ) -> dict[str, Any]:
-    """Measure, print, write; returns what benchmark.json holds.
+    """Measure, print and write; returns the content of benchmark.json.
 
-    Errors: ValueError for a contender, shape or profile that does not exist.
+    Errors: ValueError for an unknown contender, shape or profile.
     """
     torch.set_num_threads(threads)
     device = "cuda" if torch.cuda.is_available() else "cpu"
@@ -38,41 +39,47 @@ def run(
     flops = [work.needed_flops(policy, batch) for batch in drawn]
     del policy
 
-    found: dict[str, dict[str, Any]] = {}
-    contenders: dict[str, Contender] = {}
-    with tqdm(total=len(names) * (len(drawn) + 2), unit="step", leave=False) as bar:
-        for name in names:
-            bar.set_description(f"{name}: first step, memory")
-            contenders[name], first = measure.first_step(partial(make, name, build), drawn[0], device)
-            contenders[name].prepare(drawn)
-            fullest = max(drawn, key=_tokens)
-            found[name] = {
-                "first_step_s": first,
-                "peak_bytes": measure.peak_memory(partial(make, name, build), fullest, threads, device),
-            }
-            bar.update(2)
-        bar.set_description("in turn")
-        times = measure.in_turn(contenders, drawn, device, bar.update)
+    found, times = _measure(names, build, drawn, threads, device)
     for name, seconds in times.items():
         found[name] |= _rates(seconds, times[names[0]], drawn, flops, peak)
-    told = {
+    result = {
         "command": " ".join(["python -m lightning_dpo.benchmark", *sys.argv[1:]]),
         "date": date.today().isoformat(),
         "machine": _machine(device, threads),
         "model": model, "data": data, "dtype": dtype, "batches": len(drawn), "pairs_per_batch": len(drawn[0]),
-        "matmul_peak_flops": peak, "seconds_are": "of the CPU" if device == "cpu" else "of the clock",
+        "matmul_peak_flops": peak, "seconds_are": "of CPU time" if device == "cpu" else "of wall-clock time",
         "contenders": found,
     }  # fmt: skip
     out.mkdir(parents=True, exist_ok=True)
-    (out / "benchmark.json").write_text(json.dumps(told, indent=2) + "\n", encoding="utf-8")
-    print(table(told))
-    picture(told, out / "benchmark.png")
+    (out / "benchmark.json").write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
+    print(table(result))
+    picture(result, out / "benchmark.png")
     print(f"\nwritten: {out / 'benchmark.json'}, {out / 'benchmark.png'}")
-    return told
+    return result
+
+
+def _measure(
+    names: Sequence[str], build: Callable[[], Any], batches: list[PairBatch], threads: int, device: str
+) -> tuple[dict[str, dict[str, Any]], dict[str, list[float]]]:
+    """First step and peak memory of each contender, and its seconds on each batch."""
+    found: dict[str, dict[str, Any]] = {}
+    contenders: dict[str, Contender] = {}
+    largest = max(batches, key=_tokens)
+    with tqdm(total=len(names) * (len(batches) + 2), unit="step", leave=False) as bar:
+        for name in names:
+            bar.set_description(f"{name}: first step, memory")
+            new = partial(make, name, build)
+            contenders[name], first = measure.first_step(new, batches[0], device)
+            contenders[name].prepare(batches)
+            peak = measure.peak_memory(new, largest, threads, device)
+            found[name] = {"first_step_s": first, "peak_bytes": peak}
+            bar.update(2)
+        bar.set_description("in turn")
+        return found, measure.in_turn(contenders, batches, device, bar.update)
 
 
 def _tokens(batch: PairBatch) -> int:
-    """Of both sequences of each pair: what a padded layout runs, without its pad tokens."""
+    """Tokens of both sequences of each pair, each with its prompt; no padding."""
     return int((2 * batch.prompt.lengths + batch.chosen.lengths + batch.rejected.lengths).sum())
 
 
@@ -105,13 +112,13 @@ def _processor() -> str:
     return next((line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")), platform.machine())
 
 
-def table(told: dict[str, Any]) -> str:
-    """The measurements as a table in Markdown."""
-    first, machine = next(iter(told["contenders"])), told["machine"]
+def table(result: dict[str, Any]) -> str:
+    """The measurements as a Markdown table."""
+    first, machine = next(iter(result["contenders"])), result["machine"]
     columns = ["contender", "pairs/s", f"x {first}, totals", f"x {first} [min-max]", "s/step [min-max]", "tokens/s",
                "of peak", "memory", "first step"]  # fmt: skip
     rows = [columns, ["---"] * len(columns)]
-    for name, c in told["contenders"].items():
+    for name, c in result["contenders"].items():
         step, up = c["step_s"], c["speed_up"]
         rows.append([
             name, f"{c['pairs_per_s']:.2f}", f"{up['of_totals']:.2f}",
@@ -120,30 +127,25 @@ def table(told: dict[str, Any]) -> str:
             f"{c['share_of_matmul_peak']:.0%}", f"{c['peak_bytes'] / 2**20:.0f} MiB", f"{c['first_step_s']:.1f} s",
         ])  # fmt: skip
     return "\n".join([
-        told["command"],
-        f"{told['date']}, {machine['device']}, {machine['threads']} thread(s), torch {machine['torch']}, best matmul "
-        f"{told['matmul_peak_flops'] / 1e9:.0f} GFLOP/s; seconds {told['seconds_are']}, medians [min-max]",
+        result["command"],
+        f"{result['date']}, {machine['device']}, {machine['threads']} thread(s), torch {machine['torch']}, best matmul "
+        f"{result['matmul_peak_flops'] / 1e9:.0f} GFLOP/s; seconds {result['seconds_are']}, medians [min-max]",
         "",
         *("| " + " | ".join(row) + " |" for row in rows),
     ])  # fmt: skip
 
 
-def picture(told: dict[str, Any], path: Path) -> None:
-    """Bars of pairs/s: dots are the slowest and the fastest batch, relative to the median."""
-    import matplotlib
-
-    matplotlib.use("Agg")
-    import matplotlib.pyplot as plt
-
-    names = list(told["contenders"])[::-1]
-    rates = [told["contenders"][name]["pairs_per_s"] for name in names]
-    figure, ax = plt.subplots(figsize=(8, 0.5 * len(names) + 1.4), layout="constrained")
+def picture(result: dict[str, Any], path: Path) -> None:
+    """Bars of pairs per second, labelled with the ratio to the first contender."""
+    names = list(result["contenders"])[::-1]
+    rates = [result["contenders"][name]["pairs_per_s"] for name in names]
+    figure = Figure(figsize=(8, 0.5 * len(names) + 1.4), layout="constrained")
+    ax = figure.subplots()
     bars = ax.barh(names, rates, color=["#4878a8" if n.startswith(("shared", "padded")) else "#b0b0b0" for n in names])
-    ups = (told["contenders"][name]["speed_up"]["of_totals"] for name in names)
+    ups = (result["contenders"][name]["speed_up"]["of_totals"] for name in names)
     ax.bar_label(bars, [f" {r:.1f} ({u:.1f}x)" for r, u in zip(rates, ups, strict=True)])
     ax.set_xlim(0, 1.2 * max(rates))
-    ax.set_xlabel(f"pairs per second {told['seconds_are']}")
-    ax.set_title(f"{told['model']}, {told['data']}, {told['dtype']}, {told['machine']['device']}", fontsize=10)
+    ax.set_xlabel(f"pairs per second {result['seconds_are']}")
+    ax.set_title(f"{result['model']}, {result['data']}, {result['dtype']}, {result['machine']['device']}", fontsize=10)
     ax.spines[["top", "right"]].set_visible(False)
     figure.savefig(path, dpi=120)
-    plt.close(figure)

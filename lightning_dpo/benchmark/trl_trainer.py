@@ -3,20 +3,20 @@
 import tempfile
 from collections.abc import Collection
 from typing import Any
+from unittest.mock import patch
 
 import torch
-from torch.nn.utils import clip_grad_norm_
 
 from lightning_dpo.batch import PairBatch
 from lightning_dpo.benchmark.contender import BETA, Contender
 
 
 class TrlTrainer(Contender):
-    """`DPOTrainer.training_step` of TRL, with TRL's collator.
+    """`DPOTrainer.training_step` with TRL's collator.
 
     Args:
-        as_on_gpu: take the branch that TRL takes on a GPU (the head on response positions only). As shipped, it runs
-            the head on every position of a CPU batch.
+        as_on_gpu: run the head on response positions only, as TRL does on a GPU. As shipped, TRL runs it on all
+            positions on a CPU.
     """
 
     def __init__(self, build, options: Collection[str], live: bool, as_on_gpu: bool):
@@ -33,16 +33,16 @@ class TrlTrainer(Contender):
             gradient_checkpointing="checkpointing" in options, max_length=None, loss_type=["sigmoid"],
             logging_steps=10**9,
         )  # fmt: skip
-        row = {"prompt": ["a"], "chosen": ["b"], "rejected": ["c"]}
+        rows = Dataset.from_dict({"prompt": ["a"], "chosen": ["b"], "rejected": ["c"]})
         self.trainer = DPOTrainer(
             model=self.model,
             ref_model=self.reference or build(),
             args=settings,
-            train_dataset=Dataset.from_dict(row),
+            train_dataset=rows,
             processing_class=_tokenizer(),
         )
         self.trainer.precompute_ref_logps = not live
-        self.trainer.current_gradient_accumulation_steps = 1  # which train() would set
+        self.trainer.current_gradient_accumulation_steps = 1  # as train() would set it
         self.inputs: dict[int, dict[str, Any]] = {}
 
     def prepare(self, batches: list[PairBatch]) -> None:
@@ -60,17 +60,11 @@ class TrlTrainer(Contender):
         examples: list[dict[str, Any]] = [dict(zip(names, (ids.tolist() for ids in row), strict=True)) for row in rows]
         return {name: t.to(self.model.device) for name, t in self.trainer.data_collator(examples).items()}
 
-    def step(self, batch: PairBatch) -> torch.Tensor:
+    def backward(self, batch: PairBatch) -> torch.Tensor:
         with self._compact():
-            loss = self.trainer.training_step(self.model, dict(self.inputs[id(batch)]), len(batch))
-        clip_grad_norm_(self.model.parameters(), 1.0)
-        self.optimizer.step()
-        self.optimizer.zero_grad()
-        return loss
+            return self.trainer.training_step(self.model, dict(self.inputs[id(batch)]), len(batch))
 
     def _compact(self):
-        from unittest.mock import patch
-
         return patch.object(self.utils, "_use_triton", (lambda _: True) if self.as_on_gpu else self.utils._use_triton)
 
 

@@ -1,4 +1,4 @@
-"""What is measured: named shapes with random weights, or a model; and pairs of named lengths, or of a file."""
+"""The models and batches of a benchmark: named shapes and length profiles, or a model and a file."""
 
 import json
 import math
@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
-from transformers import LlamaConfig, PreTrainedModel, Qwen3Config
+from transformers import AutoModelForCausalLM, LlamaConfig, PreTrainedModel, Qwen3Config
 
 from lightning_dpo.batch import PairBatch
 from lightning_dpo.models import load_model, load_tokenizer
@@ -36,11 +36,11 @@ SHAPES: dict[str, Any] = {
         num_key_value_heads=8, head_dim=128, max_position_embeddings=40960, tie_word_embeddings=True,
     ),
 }  # fmt: skip
-"""Shapes of models, for random weights. `small` has its head at 18 % of the parameters, as models of 1B have."""
+"""Model shapes for random weights. The head of `small` is 18 % of the parameters, as in models of 1B."""
 
 
 class Lengths(NamedTuple):
-    """Median and 90th percentile of each part, in tokens; equal ones are constant. Drawn from log-normal laws."""
+    """Median and 90th percentile of log-normal lengths in tokens; if equal, the length is constant."""
 
     prompt: tuple[int, int]
     chosen: tuple[int, int]
@@ -54,13 +54,13 @@ PROFILES = {
     "long-answer": Lengths((150, 150), (400, 400), (400, 400), 1024),
     "document": Lengths((2048, 2048), (256, 256), (256, 256), 4096),
 }
-"""`hh` has the quantiles of HH-RLHF's helpful dialogues; a sequence is cut at `longest`."""
+"""`hh` has the quantiles of HH-RLHF's helpful dialogues. Sequences are truncated to `longest` tokens."""
 
 
 def batches(data: str, model: str, policy: PreTrainedModel, number: int, pairs: int) -> list[PairBatch]:
-    """Batches of a profile's lengths, or of a file, for which the model's tokenizer is loaded.
+    """Batches with the lengths of a profile, or of a file, which is tokenised with the model's tokenizer.
 
-    Errors: ValueError for what is neither; where it says what there is.
+    Errors: ValueError for data that is neither, or for a file with a model shape, which has no tokenizer.
     """
     if data in PROFILES:
         return random_batches(PROFILES[data], number, pairs, policy.config.get_text_config().vocab_size)
@@ -71,9 +71,9 @@ def batches(data: str, model: str, policy: PreTrainedModel, number: int, pairs: 
     return file_batches(Path(data), model, number, pairs)
 
 
-def random_batches(profile: Lengths, batches: int, pairs: int, vocabulary: int, seed: int = 0) -> list[PairBatch]:
-    """Pairs of random tokens with the lengths of a profile."""
-    generator = torch.Generator().manual_seed(seed)
+def random_batches(profile: Lengths, batches: int, pairs: int, vocabulary: int) -> list[PairBatch]:
+    """Batches of random tokens with the lengths of a profile."""
+    generator = torch.Generator().manual_seed(0)
 
     def draw(quantiles: tuple[int, int]) -> int:
         median, ninth = quantiles
@@ -96,45 +96,40 @@ def random_batches(profile: Lengths, batches: int, pairs: int, vocabulary: int, 
 
 
 def file_batches(path: Path, model: str, batches: int, pairs: int, longest: int = 1024) -> list[PairBatch]:
-    """Pairs of a JSONL file with `prompt`, `chosen` and `rejected` as text, in its order, cut at `longest` tokens."""
+    """Batches of a JSONL file with `prompt`, `chosen` and `rejected` as text, truncated to `longest` tokens."""
     tokenizer: Any = load_tokenizer(model)
     rows = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]
+
+    def response(text: str) -> list[int]:
+        ids = tokenizer(text, add_special_tokens=False)["input_ids"]
+        return [*ids[: longest // 2 - 1], tokenizer.eos_token_id]
+
     made = []
     for start in range(0, min(len(rows), batches * pairs), pairs):
         texts = rows[start : start + pairs]
         prompt = [tokenizer(row["prompt"])["input_ids"][: longest // 2] for row in texts]
-        chosen, rejected = (
-            [_response(tokenizer, row[name], longest // 2) for row in texts] for name in ("chosen", "rejected")
-        )
+        chosen, rejected = ([response(row[side]) for row in texts] for side in ("chosen", "rejected"))
         parts = (Ragged.from_rows(side, torch.int32) for side in (prompt, chosen, rejected))
         made.append(PairBatch(*parts, index=torch.arange(len(texts))))
     return made
 
 
-def _response(tokenizer: Any, text: str, longest: int) -> list[int]:
-    ids = tokenizer(text, add_special_tokens=False)["input_ids"][: longest - 1]
-    return [*ids, tokenizer.eos_token_id]
-
-
 def build(model: str, dtype: torch.dtype, device: str) -> PreTrainedModel:
-    """A shape of SHAPES with random weights, the same at each call, or a folder or hub id."""
+    """A model of SHAPES with the same random weights at each call, or one from a folder or hub id."""
     if model not in SHAPES:
         return load_model(model, str(dtype).removeprefix("torch.")).to(device)  # type: ignore[arg-type, return-value]
-    from transformers import AutoModelForCausalLM
-
     torch.manual_seed(0)
     return AutoModelForCausalLM.from_config(deepcopy(SHAPES[model]), dtype=dtype).to(device).eval()
 
 
 def needed_flops(model: PreTrainedModel, batch: PairBatch) -> float:
-    """Floating-point operations of one training step that no algorithm saves: each token once through the body, causal
-    attention, and the head on the response tokens; forward and backward, and nothing for a reference."""
+    """The FLOP of a training step that no algorithm avoids: forward and backward of each token once through the body,
+    causal attention, and the head on response tokens. Excludes the reference."""
     config = model.config.get_text_config()
     head = model.get_output_embeddings().weight.numel()  # type: ignore[union-attr, operator]
     body = sum(p.numel() for n, p in model.named_parameters() if "embed_tokens" not in n and "lm_head" not in n)
-    width = config.num_attention_heads * (
-        getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
-    )
+    heads = config.num_attention_heads
+    width = heads * (getattr(config, "head_dim", None) or config.hidden_size // heads)
     p, c, r = (side.lengths.double() for side in (batch.prompt, batch.chosen, batch.rejected))
     seen = p * p / 2 + c * (p + c / 2) + r * (p + r / 2)
     attention = 4 * width * config.num_hidden_layers * seen.sum()

@@ -1,4 +1,4 @@
-"""Warnings while a run can still be saved: likelihood displacement, over-optimisation, updates lost to rounding."""
+"""Warnings during training: likelihood displacement, over-optimisation, updates lost to rounding."""
 
 import logging
 from collections.abc import Iterable, Mapping
@@ -15,38 +15,38 @@ from lightning_dpo.samples import SampleCallback
 log = logging.getLogger(__name__)
 
 FALL = 0.1
-"""Nats per token that the held-out chosen responses lose before it is worth a warning: each of their tokens is then a
-tenth less likely. On the bundled task at beta 0.1, ipo stays below (0.05) and dpo does not (0.2)."""
+"""Threshold of the warning, in nats per token of the held-out chosen responses: each token is then about a tenth less
+likely. On the bundled task at beta 0.1, ipo stays below (0.05) and dpo does not (0.2)."""
 
 DISPLACEMENT = (
     "likelihood displacement at step {step}: since the start the held-out chosen responses have lost {fall:.2f} nats "
     "per token ({chosen:.1f} per response), and the margin grew by {margin:.1f} nats only because the rejected ones "
-    "fell further. The probability went to responses of neither kind: read samples.jsonl. What helps: loss=dpop, rpo "
-    "or cal_dpo, which hold the chosen log-probability; loss=ipo, which stops at its margin; a larger beta; a lower "
-    "optimizer.lr; leaving out the pairs with a high CHES score (lightning_dpo.scoring.ches)"
+    "fell further. The probability went to other responses: read samples.jsonl. What helps: loss=dpop, rpo or "
+    "cal_dpo, which keep the chosen log-probability up; loss=ipo, which stops at its margin; a larger beta; a lower "
+    "optimizer.lr; removing the pairs with a high CHES score (lightning_dpo.scoring.ches)"
 )
 KL = (
-    "far from the reference at step {step}: KL {kl:.1f} nats per completion, beyond warn_kl={limit:g}. What the loss "
-    "learnt from pairs near the reference says little out here: read samples.jsonl. What helps: a larger beta, "
-    "a lower optimizer.lr, fewer epochs, loss=ipo; warn_kl=null silences this"
+    "far from the reference at step {step}: KL {kl:.1f} nats per completion, above warn_kl={limit:g}. The pairs are no "
+    "longer like what the policy writes: read samples.jsonl. What helps: a larger beta, a lower optimizer.lr, fewer "
+    "epochs, loss=ipo; warn_kl=null silences this warning"
 )
 SCORER = (
-    "better on pairs, worse by the scorer, at step {step}: since the start the held-out accuracy rose from "
+    "over-optimisation at step {step}: since the start the held-out accuracy rose from "
     "{accuracy_then:.3f} to {accuracy:.3f} while the scorer's {name} fell from {then:.3g} to {now:.3g}, more than "
-    "twice its standard error. The policy over-optimises the loss: read samples.jsonl. What helps: a larger beta, "
-    "a lower optimizer.lr, fewer epochs, and pairs that the policy itself could have written"
+    "twice its standard error. The loss improves and the completions do not: read samples.jsonl. What helps: a larger "
+    "beta, a lower optimizer.lr, fewer epochs, and pairs that the policy itself could have written"
 )
 ROUNDING = (
     "optimizer.lr={lr:g} is small for weights in bfloat16: a step of that size rounds to nothing for {share:.0%} of "
-    "them, so most of the training is lost. What helps: float32 weights under bf16 arithmetic, model.dtype=float32 "
-    "with trainer.precision=bf16-mixed; or optimizer=adamw_stochastic, whose rounding is right on average"
+    "them, and their updates are lost. What helps: float32 weights with bf16 arithmetic, model.dtype=float32 "
+    "trainer.precision=bf16-mixed; or optimizer=adamw_stochastic, whose rounding is unbiased"
 )
 ROUNDED_AWAY = 0.1
-"""Share of the weights that a step must leave unchanged before it is worth a warning."""
+"""Threshold of the warning: the share of weights that a step leaves unchanged."""
 
 
 class WarnOnce(L.Callback):
-    """Warns at most once of each kind: on the terminal, in train.log and in W&B's summary."""
+    """Gives each kind of warning at most once: on the terminal, in train.log and in W&B's summary."""
 
     def __init__(self):
         self.warned: list[str] = []
@@ -60,8 +60,8 @@ class WarnOnce(L.Callback):
 
 
 class DisplacementWarning(WarnOnce):
-    """Since the first validation log π(chosen) fell by `FALL` nats per token or more, and the margin log π(chosen) -
-    log π(rejected) grew all the same: the rejected responses fell further."""
+    """Since the first validation, log π(chosen) has fallen by `FALL` nats per token or more, while the margin
+    log π(chosen) - log π(rejected) has grown, because the rejected responses have fallen further."""
 
     def __init__(self):
         super().__init__()
@@ -69,7 +69,7 @@ class DisplacementWarning(WarnOnce):
 
     def on_validation_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         if "val/logps/rejected" not in trainer.callback_metrics:
-            return  # a loss of the chosen side only
+            return  # the loss uses chosen responses only
         now = {side: float(trainer.callback_metrics[f"val/logps/{side}"]) for side in ("chosen", "rejected")}
         self.start = self.start or now
         chosen, rejected = (now[side] - self.start[side] for side in now)
@@ -86,12 +86,12 @@ class DisplacementWarning(WarnOnce):
 
 
 class CollapseWarning(WarnOnce):
-    """`val/kl` is beyond a limit; or held-out accuracy rose while a scorer's mean fell by more than twice its standard
-    error, both since the first validation.
+    """`val/kl` exceeds a limit; or, since the first validation, held-out accuracy has risen while a scorer's mean has
+    fallen by more than twice its standard error.
 
     Args:
-        samples: whose completions are scored; it comes before this one among a trainer's callbacks.
-        warn_kl: nats per completion; None: no limit.
+        samples: provides the scored completions; must precede this callback in the trainer.
+        warn_kl: nats per completion; None for no limit.
     """
 
     def __init__(self, samples: SampleCallback, warn_kl: Annotated[float, "(0, inf)"] | None):
@@ -105,11 +105,12 @@ class CollapseWarning(WarnOnce):
         kl, accuracy = metrics.get("val/kl"), metrics.get("val/rewards/accuracies")
         if self.warn_kl is not None and kl is not None and kl > self.warn_kl:
             self.warn(trainer, "kl", KL.format(step=trainer.global_step, kl=kl, limit=self.warn_kl))
-        scores = _scores(self.samples)
+        last = self.samples.last
+        scores = {name: [completion.scores[name] for completion in last] for name in (last[0].scores if last else ())}
         if accuracy is None or not scores:
             return
         if self.accuracy is None:
-            # Where policy = reference every pair is a tie, and counts as wrong: a rise from there is one from a coin's.
+            # If policy = reference, all pairs are ties and count as wrong. Compare with chance (0.5) instead.
             self.accuracy, self.scores = accuracy or 0.5, scores
             return
         for name, values in scores.items():
@@ -127,20 +128,15 @@ class CollapseWarning(WarnOnce):
 
 
 class RoundingWarning(WarnOnce):
-    """At the start: an update of the learning rate's size, as Adam makes them, leaves bfloat16 weights unchanged."""
+    """At the start: an update of the size of the learning rate, as Adam makes, leaves bfloat16 weights unchanged."""
 
     def on_train_start(self, trainer: L.Trainer, pl_module: Any) -> None:
         group = trainer.optimizers[0].param_groups[0]
-        lr = float(group.get("initial_lr", group["lr"]))  # the schedule has begun at less
+        lr = float(group.get("initial_lr", group["lr"]))  # `lr` is already the warm-up's
         share = share_rounded_away(group["params"], lr)
         stochastic = getattr(trainer.optimizers[0], "bf16_stochastic_round", False)
         if not stochastic and share > ROUNDED_AWAY:
             self.warn(trainer, "rounding", ROUNDING.format(lr=lr, share=share))
-
-
-def _scores(samples: SampleCallback) -> dict[str, list[float]]:
-    names = samples.last[0].scores if samples.last else {}
-    return {name: [completion.scores[name] for completion in samples.last] for name in names}
 
 
 def fell_significantly(then: list[float], now: list[float]) -> bool:
@@ -153,7 +149,7 @@ def fell_significantly(then: list[float], now: list[float]) -> bool:
 
 @torch.no_grad()
 def share_rounded_away(parameters: Iterable[Tensor], lr: float) -> float:
-    """Share of the bfloat16 weights that neither +lr nor -lr changes; of float32 weights none counts."""
+    """Share of the bfloat16 weights that neither +lr nor -lr changes; 0 if all weights are float32."""
     unchanged = total = 0
     for weight in (p for p in parameters if p.dtype == torch.bfloat16):
         unchanged += int((((weight + lr) == weight) & ((weight - lr) == weight)).sum())

@@ -1,4 +1,4 @@
-"""When a run is saved, and what it takes to go on as if it had never stopped."""
+"""When a run is saved, and what a resumed run restores so that it ends as if it had never stopped."""
 
 import shutil
 import time
@@ -21,23 +21,27 @@ from lightning_dpo.run.resume import begin_epoch, is_within_step, rng_state, set
 from lightning_dpo.run.signals import Stop
 
 ENDING = 1.0
-"""Seconds that a run takes to end after it was saved."""
+"""Seconds that a run takes to exit after it has saved."""
 
 
 class Saving(L.Callback):
-    """Saves `checkpoints/last.ckpt` between two optimizer steps; where a validation follows the step, after that;
-    at the end of an epoch when the next one begins, or training ends, after all that callbacks do then.
+    """Saves `checkpoints/last.ckpt` between optimizer steps. Must be the last callback, as it saves the others' states.
 
-    The last of a trainer's callbacks: it saves the state of the others.
+    | where a step ends         | saved in               | resuming must undo (more in docs/design/resume.md)          |
+    |---------------------------|------------------------|-------------------------------------------------------------|
+    | inside an epoch           | `on_train_batch_end`   | rows logged later (`MetricsCSV.load_state_dict`)            |
+    | before a validation       | `on_validation_end`    | the same; the validation is not repeated                    |
+    | at the end of an epoch    | `on_train_epoch_start` | also Lightning's own position in its loops (`begin_epoch`)  |
+    | at the end of training    | `on_train_end`         | the same; after an early stop, `should_stop` is set again   |
+    | at max_steps, in an epoch | `on_train_end`         | Lightning's count of that epoch as whole (`uncount_epoch`)  |
 
     Args:
-        folder: of the run.
         every_n_steps: optimizer steps between two checkpoints.
-        metrics: rows that are written by then belong to the checkpoint, later ones are cut off when the run goes on.
-        metadata: plain values that a run which goes on is compared with; in the checkpoint as `run`.
-        stop: a signal that waits is answered after saving.
-        max_time: after which the run is saved and ends, in Lightning's notation (`00:11:30:00`); counted from `began`.
-        began: on the clock `time.monotonic`.
+        metrics: its row count goes into the checkpoint.
+        metadata: plain values to compare a resumed run with; stored in the checkpoint as `run`.
+        stop: holds the pending signal, which takes effect after saving.
+        max_time: the run is saved and ends before it, in Lightning's notation (`00:11:30:00`); counted from `began`.
+        began: when the command began, on the clock `time.monotonic`.
     """
 
     def __init__(
@@ -53,24 +57,24 @@ class Saving(L.Callback):
         self.folder, self.every, self.metrics, self.metadata, self.stop = folder, every_n_steps, metrics, metadata, stop
         self.end = None if max_time is None else began + (Timer(max_time).time_remaining() or 0.0)
         self.seconds = 0.0
-        """What saving took the last time."""
+        """How long the last save took."""
         self.saved = 0
         self._rng: dict[str, Any] | None = None
         self._epochs: int | None = None
-        """Between two epochs: how many are complete."""
+        """Complete epochs, between two epochs; None inside one."""
         self._ended_early = self._ended_within = self._another = False
         self._boundary, self._longest = time.monotonic(), 0.0
 
     def on_fit_start(self, trainer: L.Trainer, pl_module: Any) -> None:
         sizes = [(p.numel() * p.element_size(), p.requires_grad) for p in pl_module.policy.parameters()]
         weights, moments = sum(size for size, _ in sizes), 2 * sum(size for size, trained in sizes if trained)
-        # two checkpoints and a third that is being written, and the model; less what stands there already
-        there = sum(path.stat().st_size for path in (self.folder / "checkpoints").glob("*.ckpt"))
-        need, free = 3 * (weights + moments) + weights - there, shutil.disk_usage(self.folder).free
+        # Two checkpoints, a third while it is written, and the exported model.
+        existing = sum(path.stat().st_size for path in (self.folder / "checkpoints").glob("*.ckpt"))
+        need, free = 3 * (weights + moments) + weights - existing, shutil.disk_usage(self.folder).free
         if free < need:
             raise ConfigError(
-                f"{self.folder}: {free / 1e9:.3g} GB are free; checkpoints (weights and moments) and the model take "
-                f"{need / 1e9:.3g} GB more; make room, or type output_dir=... on another disk"
+                f"{self.folder}: {free / 1e9:.3g} GB are free; checkpoints (weights and moments) and the model need "
+                f"{need / 1e9:.3g} GB; free some space, or type output_dir=... on another disk"
             )
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
@@ -109,13 +113,13 @@ class Saving(L.Callback):
 
     def _between_steps(self, trainer: L.Trainer, module: DPOModule) -> None:
         if is_within_step(trainer):
-            return  # part of a step: its gradients are in no checkpoint
+            return  # no checkpoint holds the gradients of half a step
         now = time.monotonic()
         self._longest, self._boundary = max(self._longest, now - self._boundary), now
         over = self.end is not None and now + 2 * (self._longest + self.seconds) + ENDING > self.end
         due = trainer.global_step - self.saved >= self.every
-        unknown = self.end is not None and self.seconds == 0.0  # how long saving takes
-        if over or due or unknown or self.stop.number is not None:
+        untimed = self.end is not None and self.seconds == 0.0  # save once to learn how long it takes
+        if over or due or untimed or self.stop.number is not None:
             self.save(trainer, module)
         if self.stop.number is not None:
             self.stop.leave(self.stop.number)
@@ -123,10 +127,7 @@ class Saving(L.Callback):
             raise OutOfTime(f"trainer.max_time is over at step {trainer.global_step}; the run is saved, not finished")
 
     def save(self, trainer: L.Trainer, module: DPOModule) -> None:
-        """Write the checkpoint, after all that belongs to it.
-
-        Errors: OSError that names the path.
-        """
+        """Write all pending rows, then the checkpoint. Errors: OSError with the path."""
         began = time.monotonic()
         self._ended_early = trainer.should_stop
         module.ledger.write(trainer)
@@ -138,12 +139,12 @@ class Saving(L.Callback):
         self._boundary = time.monotonic()
 
     def state_dict(self) -> dict[str, Any]:
-        between = {"epochs": self._epochs, "ended_early": self._ended_early}
         lines = LineFile(self.folder / nonfinite.FILE).lines
-        return {"rng": rng_state(), "metrics": self.metrics.state_dict(), "nonfinite": lines, **between}
+        state = {"rng": rng_state(), "metrics": self.metrics.state_dict(), "nonfinite": lines}
+        return {**state, "epochs": self._epochs, "ended_early": self._ended_early}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        # Building loaders and models draws numbers, so the generators are set when training starts.
+        # Set when training starts, because building loaders and models draws random numbers.
         self._rng = state_dict["rng"]
         self._epochs, self._ended_early = state_dict["epochs"], state_dict["ended_early"]
         self.metrics.load_state_dict(state_dict["metrics"])
@@ -153,7 +154,7 @@ class Saving(L.Callback):
         previous, current = checkpoint["run"]["config"], self.metadata["config"]
         self._another = bool(differences(previous, current))
         if _callbacks(previous) != _callbacks(current):
-            # The states of Lightning's callbacks hold their former settings (patience, monitor), which would win.
+            # Lightning's callbacks save their settings (patience, monitor), and would restore the old ones.
             for callback in trainer.callbacks:  # type: ignore[attr-defined]
                 if not type(callback).__module__.startswith("lightning_dpo."):
                     checkpoint["callbacks"].pop(callback.state_key, None)

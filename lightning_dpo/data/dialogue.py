@@ -1,5 +1,6 @@
-r"""HH-style dialogues: one text, "\n\nHuman: ...\n\nAssistant: ...", turn after turn."""
+r"""HH-style dialogues: all turns in one text, "\n\nHuman: ...\n\nAssistant: ..."."""
 
+import os
 import re
 
 from lightning_dpo.data.rows import BadRow, Messages, Response, Row
@@ -13,23 +14,20 @@ def is_dialogue(text: str) -> bool:
 
 
 def split_dialogue(chosen: str, rejected: str) -> Row:
-    """The prompt is the longest common beginning that ends in the assistant's mark.
+    """Split two dialogues. The prompt is their longest common beginning that ends in the assistant's mark.
 
     Errors: BadRow.
     """
-    same = next((i for i, (a, b) in enumerate(zip(chosen, rejected, strict=False)) if a != b), None)
-    same = min(len(chosen), len(rejected)) if same is None else same
-    end = chosen.rfind(HH_ASSISTANT, 0, same)
+    shared = len(os.path.commonprefix([chosen, rejected]))
+    end = chosen.rfind(HH_ASSISTANT, 0, shared)
     if end < 0:
-        raise BadRow(
-            "mixture", f"the dialogues share no beginning that ends in {HH_ASSISTANT!r}, so nothing is asked", "chosen"
-        )
+        raise BadRow("mixture", f"the dialogues share no beginning that ends in {HH_ASSISTANT!r}, so there is no prompt", "chosen")
     end += len(HH_ASSISTANT)
     return Row(chosen[:end], turns_of(chosen[end:], "chosen"), turns_of(rejected[end:], "rejected"))
 
 
 def turns_of(text: str, field: str) -> Response:
-    r"""The rest of a dialogue, as messages whose contents keep their marks.
+    r"""The rest of a dialogue: one turn as text, several as messages whose contents include the marks between them.
 
     >>> [m["content"] for m in turns_of(" a\n\nHuman: b\n\nAssistant: c", "chosen")]
     [' a', '\n\nHuman: b\n\nAssistant:', ' c']

@@ -1,9 +1,10 @@
-"""JSON files: lines or one list -> records with the physical line on which each stands."""
+"""JSON files, by line or as one list -> records with their line numbers."""
 
 import gzip
 import json
 import re
 import zlib
+from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -12,33 +13,34 @@ from lightning_dpo.data.rows import BadRow, kind_of, printable
 from lightning_dpo.errors import DataError
 
 SPACE, COMMA, LIST_END = re.compile(r"\s*"), re.compile(r"\s*,\s*"), re.compile(r"\s*\]\s*\Z")
+BOM = b"\xef\xbb\xbf"
 
 
 def json_records(path: Path) -> Iterator[tuple[int, Any]]:
-    """Line number and record: the bytes of a line of JSONL, or an element of the one list that a .json file may hold.
+    """Line number and record: the bytes of a JSONL line, or an element of the list that a .json file may hold.
 
-    Errors: DataError for a list that is broken; a broken line shows in parse_line().
+    Errors: DataError for a damaged list or gzip file. A malformed JSONL line raises later, in parse_line().
     """
     opened: Any = gzip.open(path, "rb") if path.suffix == ".gz" else open(path, "rb")
     with opened as file:
         try:
-            start = file.read(4096).removeprefix(b"\xef\xbb\xbf").lstrip()
+            start = file.read(4096).removeprefix(BOM).lstrip()
             file.seek(0)
-            whole = path.name.removesuffix(".gz").endswith(".json") and start[:1] == b"["
-            yield from _json_list(file.read(), path) if whole else _lines(file)
+            is_list = path.name.removesuffix(".gz").endswith(".json") and start[:1] == b"["
+            yield from _json_list(file.read(), path) if is_list else _lines(file)
         except (EOFError, gzip.BadGzipFile, zlib.error) as error:
             raise DataError(f"{path}: damaged gzip: {error}") from None
 
 
 def _lines(file: Any) -> Iterator[tuple[int, bytes]]:
     for number, line in enumerate(file, start=1):
-        line = (line.removeprefix(b"\xef\xbb\xbf") if number == 1 else line).rstrip(b"\r\n")
+        line = (line.removeprefix(BOM) if number == 1 else line).rstrip(b"\r\n")
         if line.strip():
             yield number, line
 
 
 def _json_list(data: bytes, path: Path) -> Iterator[tuple[int, Any]]:
-    """The elements of one JSON list, with the line on which each begins."""
+    """The elements of a JSON list, each with the line on which it begins."""
     try:
         text = data.decode("utf-8-sig")
     except UnicodeDecodeError as error:
@@ -51,7 +53,7 @@ def _json_list(data: bytes, path: Path) -> Iterator[tuple[int, Any]]:
             raise DataError(f"{path}:{line}: not JSON: expected a comma and another row, or ] and nothing after it")
         line, at = line + text.count("\n", at, gap.end()), gap.end()
         try:
-            element, end = plain.raw_decode(text, at)
+            element, end = plain.raw_decode(text, at)  # a duplicate key is a bad row, whose end must be known
             element = strict.raw_decode(text, at)[0]
         except json.JSONDecodeError as error:
             raise DataError(f"{path}:{error.lineno}: not JSON: {error.msg} at column {error.colno}") from None
@@ -65,7 +67,7 @@ def _json_list(data: bytes, path: Path) -> Iterator[tuple[int, Any]]:
 
 
 def parse_line(line: bytes) -> dict[str, Any]:
-    r"""One line of a JSONL file -> its object.
+    r"""The object on one line of a JSONL file.
 
     Errors: BadRow.
 
@@ -77,25 +79,24 @@ def parse_line(line: bytes) -> dict[str, Any]:
     except UnicodeDecodeError as error:
         raise BadRow("encoding", f"byte {error.start + 1} of the line is not UTF-8") from None
     try:
-        record = json.loads(text, object_pairs_hook=_unique)
+        return as_object(json.loads(text, object_pairs_hook=_unique))
     except json.JSONDecodeError as error:
         raise BadRow("json", f"not JSON: {error.msg} at column {error.colno}{_json_hint(text, error)}") from None
     except BadRow:
         raise
     except (RecursionError, ValueError) as error:
         raise BadRow("json", _unreadable(error)) from None
-    return as_object(record)
 
 
 def as_object(record: Any) -> dict[str, Any]:
-    """The record, unless it is none, or was found to be bad where it was read.
+    """The record, if it is an object.
 
-    Errors: BadRow.
+    Errors: BadRow, which may have been found when the record was read.
     """
     if isinstance(record, BadRow):
         raise record
     if not isinstance(record, dict):
-        hint = " (a file that is one list is named .json)" if isinstance(record, list) else ""
+        hint = " (name a file that holds one list .json)" if isinstance(record, list) else ""
         raise BadRow("json", f"found {kind_of(record)}, expected an object with prompt, chosen, rejected{hint}")
     return record
 
@@ -106,18 +107,17 @@ def _unreadable(error: Exception) -> str:
 
 def _json_hint(text: str, error: json.JSONDecodeError) -> str:
     if error.msg == "Extra data" and text[error.pos : error.pos + 1] == "{":
-        return ": two objects in one line"
+        return ": two objects on one line"
     if "'" in text[error.pos : error.pos + 1]:
         return ": JSON takes double quotes"
     if text.strip() == "{":
-        return ": an object over several lines; write one object a line, or a list in a .json file"
+        return ": an object spans several lines; write one object per line, or a list in a .json file"
     return ": the line is cut off" if error.pos >= len(text.rstrip()) or "Unterminated" in error.msg else ""
 
 
 def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     record = dict(pairs)
     if len(record) < len(pairs):
-        seen: set[str] = set()
-        twice = next(k for k, _ in pairs if k in seen or seen.add(k))
-        raise BadRow("duplicate_key", "the key stands twice", printable(twice)[1:-1])
+        ((key, _),) = Counter(key for key, _ in pairs).most_common(1)
+        raise BadRow("duplicate_key", "the key appears twice", printable(key)[1:-1])
     return record

@@ -1,4 +1,4 @@
-"""From a set of pairs and an order to batches: by number of pairs, or by number of tokens."""
+"""A set of pairs and an order -> batches, limited by pairs and optionally by tokens."""
 
 import signal
 from collections.abc import Sequence
@@ -18,7 +18,7 @@ from lightning_dpo.errors import DataError
 def loader(
     pairs: PairSet, order: EpochSampler, batch_size: int, max_tokens: int | None, num_workers: int, taken: int
 ) -> DataLoader:
-    """Batches of the pairs in this order, but for the first ones of the epoch that were `taken` before.
+    """Batches of the pairs in this order. Its first iteration skips the `taken` batches that were trained already.
 
     Errors: DataError for a pair of more than `max_tokens` tokens.
     """
@@ -33,26 +33,29 @@ def loader(
         collate_fn=partial(_collate, pairs),
         num_workers=num_workers,
         worker_init_fn=leave_signals_to_the_run,
-        generator=torch.Generator(),  # a loader draws seeds for its workers: not from the run's generator
+        generator=torch.Generator(),  # worker seeds must not advance the run's generator
         persistent_workers=num_workers > 0,
     )
 
 
 def leave_signals_to_the_run(worker: int) -> None:
-    """Ctrl-C and a cluster's SIGTERM reach all processes of a run, which wants its batches until it is saved and then
-    ends its workers itself: by a SIGTERM at the worst, so a second one is obeyed."""
+    """Ignore Ctrl-C and the first SIGTERM, which a cluster sends to all processes of a run.
+
+    The run needs batches until it has saved, and then ends its workers itself. That may take a SIGTERM, so a second
+    one is obeyed.
+    """
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, lambda number, frame: signal.signal(number, signal.SIG_DFL))
 
 
 def default_workers() -> int:
-    """A GPU waits for nobody; a CPU has no better use for its cores than the step itself."""
+    """Two with a GPU. On a CPU, workers would take cores from the training step."""
     return 2 if torch.cuda.is_available() else 0
 
 
 def _collate(pairs: PairSet, positions: Sequence[int]) -> PairBatch:
     batch = pairs.select(positions)
-    _ = batch.sharing  # found here, where the ids are on the CPU, and by a worker if there is one
+    _ = batch.sharing  # computed now, while the ids are on the CPU, and in a worker if there is one
     return batch
 
 
@@ -62,6 +65,6 @@ def _fitting(pairs: PairSet, max_tokens: int) -> np.ndarray:
     if (most := int(tokens[longest])) > max_tokens:
         raise DataError(
             f"data.max_tokens={max_tokens}: {pairs.where(longest)} has {most} tokens in prompt, chosen and rejected; "
-            f"type data.max_tokens={most}, or cut with data.max_length"
+            f"type data.max_tokens={most}, or truncate with data.max_length"
         )
     return tokens

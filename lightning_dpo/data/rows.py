@@ -1,14 +1,14 @@
-"""What a preference pair is, before it becomes tokens, and what a bad row says about itself."""
+"""Preference pairs as text, and the exceptions for rows that give no pair."""
 
 from typing import Any, NamedTuple
 
 Message = dict[str, str]
 Messages = list[Message]
 Response = str | Messages
-"""One turn as text; several turns as messages, of which only the assistant's may be trained."""
+"""A single turn as text, or several turns as messages, of which only the assistant's can be trained."""
 
-LOST = ("tool_calls", "function_call", "reasoning_content", "thinking")
-"""Parts of a message that templates may print, and that are not read here."""
+UNSUPPORTED = ("tool_calls", "function_call", "reasoning_content", "thinking")
+"""Fields of a message that templates may print. A row with one is refused, because only the content is read."""
 
 ROLES = ("system", "user", "assistant", "tool")
 
@@ -16,9 +16,10 @@ ROLES = ("system", "user", "assistant", "tool")
 class Row(NamedTuple):
     """One preference pair as text.
 
-    prompt: plain text, or chat messages `{"role", "content"}`; a last message of the assistant is continued.
-    chosen, rejected: what follows. In several turns the contents of plain text carry their own marks between turns.
-    weight: factor of the pair's loss. margin: the gap that the data ask for, None without a margin column.
+    prompt: plain text, or chat messages `{"role", "content"}`; responses continue a final assistant message.
+    chosen, rejected: the responses. If the prompt is plain text, the contents of several turns include the text
+        between the turns.
+    weight: factor of the pair's loss. margin: gap that the pair asks for; None without a margin column.
     """
 
     prompt: str | Messages
@@ -29,13 +30,13 @@ class Row(NamedTuple):
 
     @property
     def runs_together(self) -> bool:
-        """Whether a word of a prompt of plain text runs into the response."""
+        """Whether the last word of a plain text prompt runs into the response."""
         first = self.chosen if isinstance(self.chosen, str) else self.chosen[0]["content"]
         return isinstance(self.prompt, str) and self.prompt[-1:].isalnum() and first[:1].isalnum()
 
     @property
     def repeats_prompt(self) -> bool:
-        """Whether both responses begin with the whole prompt, as if they were the whole text."""
+        """Whether both responses begin with the whole prompt, as if they were full texts."""
         prompt, sides = self.prompt, (self.chosen, self.rejected)
         if not isinstance(prompt, str) or not prompt:
             return False
@@ -43,7 +44,10 @@ class Row(NamedTuple):
 
 
 class BadRow(ValueError):
-    """A row that is no preference pair: `kind` groups like cases, `field` is where in the row, "" for all of it."""
+    """A row that is not a preference pair.
+
+    kind: groups similar mistakes when they are counted. field: location within the row; "" for the whole row.
+    """
 
     def __init__(self, kind: str, message: str, field: str = ""):
         super().__init__(message)
@@ -55,11 +59,11 @@ class BadRow(ValueError):
 
 
 class Dropped(ValueError):
-    """A pair that says nothing a loss could learn from; the reason is counted."""
+    """A valid pair that a loss cannot learn from. The message is the reason that is counted."""
 
 
 def printable(value: object, limit: int = 60) -> str:
-    r"""A short quotation, control characters escaped, so that a row cannot write to the terminal.
+    r"""A short quotation with control characters escaped, so that a row cannot control the terminal.
 
     >>> printable("a\x1b[31mb")
     "'a\\x1b[31mb'"
@@ -67,6 +71,11 @@ def printable(value: object, limit: int = 60) -> str:
     text = repr(value)
     text = text if text.isprintable() else "".join(c if c.isprintable() else ascii(c)[1:-1] for c in text)
     return text if len(text) <= limit else text[: limit - 1] + "…"
+
+
+def located(where: str, field: str, message: str) -> str:
+    """A message about a bad row, with its file, line and field."""
+    return f"{where}: field {field!r}: {message}" if field else f"{where}: {message}"
 
 
 def kind_of(value: Any) -> str:
@@ -78,7 +87,7 @@ def kind_of(value: Any) -> str:
 
 
 def checked(value: Any, field: str) -> str | Messages:
-    """The text, or the messages with role and content alone.
+    """A text, or a list of messages reduced to role and content.
 
     Errors: BadRow.
     """
@@ -94,8 +103,8 @@ def checked(value: Any, field: str) -> str | Messages:
 def _message(message: Any, field: str) -> Message:
     if not isinstance(message, dict):
         raise BadRow("type", f"found {kind_of(message)}, expected a message with role and content", field)
-    if lost := [name for name in LOST if message.get(name)]:
-        raise BadRow("type", f"{lost[0]}: not supported, it would be lost", field)
+    if unsupported := [name for name in UNSUPPORTED if message.get(name)]:
+        raise BadRow("type", f"{unsupported[0]} is not supported; only role and content are read", field)
     if message.get("role") not in ROLES:
         hint = "; rename from/value to role/content" if {"from", "value"} <= set(message) else ""
         raise BadRow("role", f"role {printable(message.get('role'))}; allowed: {', '.join(ROLES)}{hint}", field)
@@ -108,5 +117,5 @@ def encodable(text: str, field: str) -> str:
     try:
         text.encode("utf-8")
     except UnicodeEncodeError as error:
-        raise BadRow("surrogate", f"half a surrogate pair, {ascii(text[error.start])}: no character", field) from None
+        raise BadRow("surrogate", f"unpaired surrogate {ascii(text[error.start])}, not a character", field) from None
     return text

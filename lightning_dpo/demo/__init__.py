@@ -1,4 +1,4 @@
-"""The bundled task: short film reviews from a grammar, an oracle reward, a tiny model and its preference pairs."""
+"""The bundled task: film reviews from a grammar, an oracle reward, a tiny model and its preference pairs."""
 
 from pathlib import Path
 

@@ -1,9 +1,9 @@
-"""Builds the bundled model and pairs: `python -m lightning_dpo.demo.build [--out DIR]`.
+"""Build the bundled model and pairs: `python -m lightning_dpo.demo.build [--out DIR]`.
 
-1. A Llama of 0.35 million parameters learns the grammar of `grammar.py` by plain supervised training.
-2. It answers each prompt twice at temperature 1. A share of the answers is corrupted by one token, so that the pairs
-   also teach what is ungrammatical; without these a preference loss forgets the grammar (the oracle pays -4 for that).
-3. The oracle labels each pair with the Bradley-Terry probability σ(scale x difference of rewards).
+1. A Llama of 0.35 million parameters learns the grammar of `grammar.py` by supervised training.
+2. It completes each prompt twice at temperature 1. A share of the completions is corrupted by one token, so that the
+   pairs also penalise ungrammatical text; without these a preference loss forgets the grammar.
+3. The oracle prefers the first of two with the Bradley-Terry probability σ(scale x difference of rewards).
 
 The same machine, torch and transformers give the same bytes.
 """
@@ -34,26 +34,26 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, default=Path("outputs/demo"), help="folder to write (default: %(default)s)")
     parser.add_argument("--seed", type=int, default=0)
-    out: Path = parser.parse_args().out
-    torch.set_num_threads(1)  # the number of threads changes the order of sums, hence the bytes
-    build(out, parser.parse_args().seed)
+    arguments = parser.parse_args()
+    out: Path = arguments.out
+    torch.set_num_threads(1)  # more threads change the order of sums, and so the bytes
+    build(out, arguments.seed)
     for path in sorted(p for p in out.rglob("*") if p.is_file()):
         packaged = ASSETS / path.relative_to(out)
-        same = packaged.is_file() and packaged.read_bytes() == path.read_bytes()
-        digest = hashlib.sha256(path.read_bytes()).hexdigest()[:16]
-        verdict = "as packaged" if same else "differs from the package"
-        print(f"{path}  {path.stat().st_size:,} bytes  sha256 {digest}  {verdict}")
+        content = path.read_bytes()
+        same = packaged.is_file() and packaged.read_bytes() == content
+        verdict = "same as packaged" if same else "differs from the package"
+        print(f"{path}  {len(content):,} bytes  sha256 {hashlib.sha256(content).hexdigest()[:16]}  {verdict}")
 
 
 def build(out: Path, seed: int, sft_steps: int = SFT_STEPS, pairs: tuple[int, int] = (TRAIN_PAIRS, VAL_PAIRS)) -> None:
-    """Write `model/`, `train.jsonl` and `val.jsonl` into `out`."""
+    """Write `model/`, `train.jsonl` and `val.jsonl` into `out`; `pairs` for training and validation."""
     tokenizer = make_tokenizer()
     model = supervised(tokenizer, seed, sft_steps)
     model.save_pretrained(out / "model")
     tokenizer.save_pretrained(out / "model")
-    train_pairs, val_pairs = pairs
-    rows = make_pairs(model, tokenizer, train_pairs + val_pairs, random.Random(seed + 1))
-    for name, part in (("val", rows[:val_pairs]), ("train", rows[val_pairs:])):
+    rows = make_pairs(model, tokenizer, sum(pairs), random.Random(seed + 1))
+    for name, part in (("val", rows[: pairs[1]]), ("train", rows[pairs[1] :])):
         text = "".join(json.dumps(row) + "\n" for row in part)
         (out / f"{name}.jsonl").write_text(text, encoding="utf-8")
 
@@ -73,7 +73,7 @@ def supervised(tokenizer: PreTrainedTokenizerFast, seed: int, steps: int) -> Lla
     """Maximum likelihood on fresh reviews of the grammar."""
     torch.manual_seed(seed)
     rng = random.Random(seed)
-    # Untied: with tied embeddings a preference loss moves the grammar's fixed tokens and breaks them.
+    # Untied, because a preference loss on tied embeddings breaks the grammar's fixed tokens.
     model = LlamaForCausalLM(
         LlamaConfig(
             vocab_size=len(tokenizer), hidden_size=96, num_hidden_layers=3, intermediate_size=256,
@@ -100,7 +100,7 @@ def supervised(tokenizer: PreTrainedTokenizerFast, seed: int, steps: int) -> Lla
 
 
 def make_pairs(model: LlamaForCausalLM, tokenizer, number: int, rng: random.Random) -> list[dict]:
-    """Rows `prompt, chosen, rejected`; a response starts with a space, so that prompt + response is the text."""
+    """Rows of prompt, chosen and rejected; a response starts with a space, so that prompt + response is the text."""
     prompts = [grammar.prompt(rng) for _ in range(number)]
     ids = [tokenizer(p)["input_ids"] for p in prompts for _ in range(2)]
     samples = generate(

@@ -1,18 +1,20 @@
-"""Short film reviews: a generator, a validity check and an oracle reward.
+"""The grammar of short film reviews: a generator, a validity check and an oracle reward.
 
     review of a french comedy :  clever plot , very dull music , moving ending . loved it
     `------ prompt -----------'  `------------------- completion ----------------------'
 
-A completion has three or four items `[adverb] adjective subject`, joined by commas, then ` . verb it`. Every token
-that the grammar fixes ("it", the end) is decided by the one token before it: a token that both responses of a pair
-share gets almost no gradient from a preference loss, so a fixed token that hangs on a longer context drifts away.
+A completion has three or four items `[adverb] adjective subject`, joined by commas, then ` . verb it`. The fixed tokens
+("it", the end) depend on the previous token only: preference losses give almost no gradient to tokens that both
+responses of a pair share, so fixed tokens that depend on a longer context would drift.
 
-The setting is the controlled-sentiment experiment of the DPO paper (Rafailov et al. 2023, section 6.1), with a reward
-that is known exactly instead of a classifier.
+The setting is the controlled-sentiment experiment of the DPO paper (Rafailov et al. 2023, section 6.1), with an exact
+reward instead of a classifier.
 """
 
 import random
-from collections.abc import Mapping, Sequence
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from itertools import chain
 
 ORIGINS = "french british german korean spanish danish polish swedish".split()
 GENRES = "comedy drama thriller western musical documentary romance mystery".split()
@@ -30,19 +32,22 @@ VERBS = {
 }
 
 POLARITY = {word: sign for words in (ADJECTIVES, VERBS) for sign, group in words.items() for word in group}
-VOCABULARY = [
-    *"review of a : , . it".split(), *ORIGINS, *GENRES, *ADVERBS, *SUBJECTS, *POLARITY,
-]  # fmt: skip
-
-DESCRIPTIONS = {word for group in ADJECTIVES.values() for word in group}
-VERDICTS = {word for group in VERBS.values() for word in group}
+VOCABULARY = [*"review of a : , . it".split(), *ORIGINS, *GENRES, *ADVERBS, *SUBJECTS, *POLARITY]
 
 NEUTRAL_SHARE = 0.2
 ADVERB_SHARE = 0.3
 MOODS = (0.1, 0.5, 0.9)
-"""Probability that a non-neutral word of a review is positive; one is drawn per review."""
+"""Probabilities that a non-neutral word is positive; each review draws one of them."""
 
 INVALID_REWARD = -4.0
+
+
+def _one_of(words: Iterable[str]) -> str:
+    return f"(?:{'|'.join(words)})"
+
+
+ITEM = f"(?:{_one_of(ADVERBS)} )?{_one_of(chain(*ADJECTIVES.values()))} {_one_of(SUBJECTS)}"
+VALID = re.compile(rf"{ITEM}(?: , {ITEM}){{2,3}} \. {_one_of(chain(*VERBS.values()))} it")
 
 
 def prompt(rng: random.Random) -> str:
@@ -50,7 +55,7 @@ def prompt(rng: random.Random) -> str:
 
 
 def completion(rng: random.Random) -> str:
-    """One grammatical completion, words separated by single spaces, without a leading space."""
+    """One grammatical completion, its words separated by single spaces."""
     mood = rng.choice(MOODS)
 
     def pick(words: Mapping[int, Sequence[str]]) -> str:
@@ -67,33 +72,18 @@ def completion(rng: random.Random) -> str:
 
 
 def is_valid(text: str) -> bool:
-    """Whether a completion belongs to the grammar.
+    """Whether the grammar generates a completion.
 
     >>> is_valid("clever plot , very dull music , moving ending . loved it")
     True
     >>> is_valid("clever plot , dull music . loved it")  # two items
     False
     """
-    body, separator, verdict = " ".join(text.split()).partition(" . ")
-    verb, *rest = verdict.split(" ")
-    items = [item.split(" ") for item in body.split(" , ")]
-    return (
-        bool(separator)
-        and verb in VERDICTS
-        and rest == ["it"]
-        and len(items) in (3, 4)
-        and all(_is_item(words) for words in items)
-    )
-
-
-def _is_item(words: list[str]) -> bool:
-    if words[0] in ADVERBS:
-        words = words[1:]
-    return len(words) == 2 and words[0] in DESCRIPTIONS and words[1] in SUBJECTS
+    return VALID.fullmatch(" ".join(text.split())) is not None
 
 
 def oracle_reward(text: str) -> float:
-    """Positive minus negative words of a completion, in [-5, 5]; an ungrammatical one is worth -4.
+    """Positive minus negative words of a completion, in [-5, 5]; -4 if it is ungrammatical.
 
     >>> oracle_reward("clever plot , very dull music , moving ending . loved it")
     2.0

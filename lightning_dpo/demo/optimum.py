@@ -1,11 +1,11 @@
-"""The best reward for its KL on the bundled task, by theory: `python -m lightning_dpo.demo.optimum DIR`.
+"""The theoretical optimum of reward against KL on the bundled task: `python -m lightning_dpo.demo.optimum DIR`.
 
-DIR holds runs of the bundled task; it gets `optimum.json`, the curve that their reward-KL frontier is compared with.
-`experiment=controlled_sentiment` writes it by itself.
+Writes `optimum.json` into DIR, a folder of runs of the bundled task, as a bound for their reward-KL frontier.
+`experiment=controlled_sentiment` writes it automatically.
 
-The labels are Bradley-Terry draws of the oracle's reward r, so the policy that DPO aims at is known up to its
-normaliser (Rafailov et al. 2023, arXiv 2305.18290, eq. 4): π* = π_ref exp(r/β) / Z. It is the policy with the highest
-E[r] - β KL, so no policy lies above the curve. Samples of the reference, weighted by exp(r/β), are samples of π*.
+The labels are Bradley-Terry draws of the oracle's reward r, so the optimal policy of DPO is known up to its normaliser
+(Rafailov et al. 2023, arXiv 2305.18290, eq. 4): π* = π_ref exp(r/β) / Z. It maximises E[r] - β KL, so no policy lies
+above the curve. Samples of the reference with weights exp(r/β) are samples of π*.
 """
 
 import argparse
@@ -31,16 +31,16 @@ FILE = "optimum.json"
 BETAS = (0.01, 0.03, 0.1, 0.2, 0.3, 0.5, 0.7, 1.0, 1.5, 2.0, 3.0, 5.0, 10.0, 30.0)
 PROMPTS, SAMPLES = 16, 1024
 MIN_ESS = 16.0
-"""Effective samples of a prompt below which a point is left out: its log Z is too low by about 1/(2 ess) nats, and
-uncertain by 1/sqrt(ess)."""
+"""Points with fewer effective samples are omitted: log Z is biased by about -1/(2 ess) nats and uncertain by
+1/sqrt(ess)."""
 
 
 @dataclass(frozen=True)
 class Point:
     """π* at one beta, means over prompts.
 
-    `kl` is KL(π* ‖ π_ref) in nats per sequence, `score` E[oracle reward] under π*, `ess` the effective number of
-    samples of the prompt that has the fewest.
+    `kl` is KL(π* ‖ π_ref) in nats per sequence, `score` the expected oracle reward under π*, `ess` the smallest
+    effective number of samples of any prompt.
     """
 
     beta: float
@@ -57,10 +57,10 @@ def optimum(scores: "Tensor", beta: float, scale: float = 1.0) -> Point:
         beta: of DPO, above 0.
         scale: the labels' Bradley-Terry scale, P(a beats b) = σ(scale (score_a - score_b)); r = scale x score.
 
-    `ess` counts what was drawn: it cannot know of high scores that no sample has reached.
+    `ess` ignores high scores that no sample has reached.
 
     >>> import torch
-    >>> round(optimum(torch.tensor([[0.0, 1.0]]), beta=1e6).score, 3)  # too strong a pull to leave the reference
+    >>> round(optimum(torch.tensor([[0.0, 1.0]]), beta=1e6).score, 3)  # the reference's own mean at a large beta
     0.5
     """
     log_weights = scores.double() * scale / beta
@@ -73,7 +73,7 @@ def optimum(scores: "Tensor", beta: float, scale: float = 1.0) -> Point:
 
 
 def reference_scores(samples: int, seed: int) -> "Tensor":
-    """Oracle rewards of completions that the bundled model draws for some prompts of the grammar, [prompt, sample]."""
+    """Oracle rewards of completions by the bundled model for some prompts of the grammar, [prompt, sample]."""
     import torch
     import transformers
 
@@ -93,55 +93,50 @@ def reference_scores(samples: int, seed: int) -> "Tensor":
 
 
 def curve(betas: Sequence[float] = BETAS, samples: int = SAMPLES, seed: int = 0) -> dict[str, Any]:
-    """The content of optimum.json: points by rising beta, those with MIN_ESS effective samples or more, and a note."""
+    """The content of optimum.json: points by increasing beta, with at least MIN_ESS effective samples, and a note."""
     from lightning_dpo.demo.build import LABEL_SCALE
 
     scores = reference_scores(samples, seed)
     points = [optimum(scores, beta, LABEL_SCALE) for beta in sorted(betas)]
     kept = [asdict(point) for point in points if point.ess >= MIN_ESS]
-    left_out = [f"{point.beta:g}" for point in points if point.ess < MIN_ESS]
+    omitted = [f"{point.beta:g}" for point in points if point.ess < MIN_ESS]
     note = (
         f"π_ref exp(r/β)/Z from {samples} samples of the reference for each of {len(scores)} prompts; "
-        f"ess: effective samples of the prompt with the fewest, {MIN_ESS:g} or more"
+        f"ess: smallest effective number of samples of any prompt, at least {MIN_ESS:g}"
     )
-    if left_out:
-        note += f"; left out for fewer: beta {', '.join(left_out)}"
-    return {"points": kept, "note": note, "settings": _settings(betas, samples, seed)}
-
-
-def _settings(betas: Sequence[float], samples: int, seed: int) -> dict[str, Any]:
-    return {"betas": sorted(betas), "samples": samples, "seed": seed}
+    if omitted:
+        note += f"; omitted for fewer: beta {', '.join(omitted)}"
+    return {"points": kept, "note": note, "settings": {"betas": sorted(betas), "samples": samples, "seed": seed}}
 
 
 def is_bundled(cfg: DictConfig) -> bool:
-    """Whether a run's policy, pairs and scorer are those that the theory is known for."""
+    """Whether a run has the policy, pairs and scorer of the bundled task."""
     paths = {"model.path": ASSETS / "model", "data.train": ASSETS / "train.jsonl"}
     scorer = f"{grammar.score.__module__}.{grammar.score.__name__}"
-    given = {key: OmegaConf.select(cfg, key) for key in paths}
     return OmegaConf.select(cfg, "samples.scorer") == scorer and all(
-        isinstance(value, str) and Path(value).resolve() == paths[key].resolve() for key, value in given.items()
+        Path(str(OmegaConf.select(cfg, key))).resolve() == path.resolve() for key, path in paths.items()
     )
 
 
 class Write(Callback):
-    """Of an experiment file, under `hydra.callbacks`: leaves optimum.json in the sweep's folder before its first job.
+    """A callback for `hydra.callbacks`: writes optimum.json into the sweep's folder before the first job.
 
-    A sweep of another model or other pairs has no such curve, and that is said. A sweep that goes on keeps its file.
+    A resumed sweep keeps its file. For another model or other pairs, the optimum is unknown and a line says so.
     """
 
     def __init__(self, betas: Sequence[float] = BETAS, samples: int = SAMPLES, seed: int = 0):
-        self.arguments = {"betas": [float(b) for b in betas], "samples": samples, "seed": seed}
+        self.settings = {"betas": sorted(float(b) for b in betas), "samples": samples, "seed": seed}
 
     def on_multirun_start(self, config: DictConfig, **kwargs: Any) -> None:
         path = Path(config.hydra.sweep.dir) / FILE
         if not is_bundled(config):
-            path.unlink(missing_ok=True)  # of a former sweep here
-            print("optimum    not known for this model and these pairs", flush=True)
+            path.unlink(missing_ok=True)  # from a previous sweep in this folder
+            print("optimum    unknown for this model, data or scorer", flush=True)
             return
         written = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
-        if written.get("settings") != _settings(**self.arguments):
+        if written.get("settings") != self.settings:
             path.parent.mkdir(parents=True, exist_ok=True)
-            write_json(path, curve(**self.arguments))
+            write_json(path, curve(**self.settings))
             print(f"optimum    {path}", flush=True)
 
 
@@ -149,15 +144,15 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("folder", type=Path, metavar="DIR")
     parser.add_argument("--betas", type=float, nargs="+", default=BETAS, help="default: %(default)s")
-    parser.add_argument("--samples", type=int, default=SAMPLES, help="for each prompt (default: %(default)s)")
+    parser.add_argument("--samples", type=int, default=SAMPLES, help="samples per prompt (default: %(default)s)")
     parser.add_argument("--seed", type=int, default=0)
     arguments = parser.parse_args()
     configs = sorted(arguments.folder.rglob("config.yaml"))
     other = [path for path in configs if not is_bundled(OmegaConf.load(path))]  # type: ignore[arg-type]
     with exit_codes():
         if not configs or other:
-            found = f"{other[0]}: a run of another model, other pairs or another scorer" if other else "no run below it"
-            raise ConfigError(f"{arguments.folder}: {found}; the optimum is known for data=reviews model=tiny")
+            found = f"{other[0]} has another model, data or scorer" if other else "no runs found"
+            raise ConfigError(f"{arguments.folder}: {found}; the optimum is known for data=reviews model=tiny only")
     content = curve(arguments.betas, arguments.samples, arguments.seed)
     write_json(arguments.folder / FILE, content)
     print(f"{'beta':>6} {'KL':>7} {'reward':>7} {'ess':>7}")

@@ -1,4 +1,4 @@
-"""A scorer for children's stories, such as models of TinyStories tell: kind words minus unkind ones."""
+"""A scorer for children's stories, such as those of TinyStories models: kind minus unkind words."""
 
 import re
 

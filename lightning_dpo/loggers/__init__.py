@@ -1,1 +1,1 @@
-"""Where logged numbers go: metrics.csv and Weights & Biases."""
+"""Loggers: metrics.csv and Weights & Biases."""

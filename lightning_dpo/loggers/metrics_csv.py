@@ -1,7 +1,6 @@
-"""metrics.csv, which every run writes."""
+"""The logger that every run has: metrics.csv."""
 
 import csv
-import logging
 from collections.abc import Mapping
 from io import StringIO
 from pathlib import Path
@@ -12,14 +11,12 @@ from lightning.pytorch.utilities import rank_zero_only
 
 from lightning_dpo.files import LineFile
 
-log = logging.getLogger(__name__)
-
 
 class MetricsCSV(Logger):
     """metrics.csv: one row per optimizer step (`train/...`) and one per validation (`val/...`).
 
-    `step` is the number of optimizer steps done. A cell is empty where a row has no such value. Lightning's own CSV
-    logger deletes its file when a run goes on in the same folder, and keeps every row in memory.
+    `step` is the number of optimizer steps done. A cell is empty if its row has no such value. Lightning's own CSV
+    logger deletes its file when a run resumes in the same folder, and keeps every row in memory.
     """
 
     def __init__(self, folder: Path):
@@ -48,40 +45,35 @@ class MetricsCSV(Logger):
         self.file.append([line.getvalue()])
 
     def log_hyperparams(self, params: Any, *args: Any, **kwargs: Any) -> None:
-        """config.yaml has them."""
+        """Nothing to do: they are in config.yaml."""
 
     def state_dict(self) -> dict[str, Any]:
         return {"rows": max(0, self.file.lines - 1), "first": self.first}  # without the header
 
     def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:
-        """Cut off the rows that were written after this state.
-
-        Errors: ValueError if rows are missing; a file that does not exist begins with the next row.
-        """
+        """Remove later rows; a missing file starts with the next one. Errors: ValueError if rows are missing."""
         self.first = dict(state_dict["first"])
-        rows = state_dict["rows"]
-        self.file.cut(rows + 1 if rows else 0)
-        if not self.path.exists():
-            return
-        with open(self.path, newline="", encoding="utf-8") as file:
-            reader = csv.DictReader(file)
-            self.columns = list(reader.fieldnames or self.columns)
-            for row in reader:
-                values = {name: float(cell) for name, cell in row.items() if cell and name != "step"}
-                self._note(values)
+        self.file.cut(state_dict["rows"] + 1 if state_dict["rows"] else 0)
+        for row in self._rows():
+            self.columns = list(row)
+            self._note({name: float(cell) for name, cell in row.items() if cell and name != "step"})
 
     def _note(self, values: Mapping[str, float]) -> None:
         self.first = {**values, **self.first}
         self.last.update(values)
-        if "val/loss" in values:  # a validation without completions leaves those of an earlier one behind
-            drawn = ("val/kl", "val/samples/")
-            self.last = {k: v for k, v in self.last.items() if k in values or not k.startswith(drawn)}
+        if "val/loss" in values:  # drop what an earlier validation measured on its completions
+            sampled = ("val/kl", "val/samples/")
+            self.last = {k: v for k, v in self.last.items() if k in values or not k.startswith(sampled)}
+
+    def _rows(self) -> list[dict[str, str]]:
+        if not self.path.exists():
+            return []
+        with open(self.path, newline="", encoding="utf-8") as file:
+            return list(csv.DictReader(file))
 
     def _widen(self, new: list[str]) -> None:
-        rows = []
-        if self.path.exists():
-            with open(self.path, newline="", encoding="utf-8") as file:
-                rows = list(csv.DictReader(file))
+        """Rewrite the file with further columns."""
+        rows = self._rows()
         self.columns += new
         wider = self.path.with_suffix(".tmp")
         with open(wider, "w", newline="", encoding="utf-8") as file:

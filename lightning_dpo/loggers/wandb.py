@@ -1,4 +1,4 @@
-"""Weights & Biases: a run that goes on without a network, and ends with its block."""
+"""Weights & Biases: offline where it cannot be reached, and one W&B run per block."""
 
 import logging
 from collections.abc import Callable, Iterable, Iterator
@@ -6,28 +6,25 @@ from contextlib import contextmanager
 
 import wandb
 from lightning.pytorch.loggers import Logger, WandbLogger
-from wandb.errors import AuthenticationError, CommError, UsageError
+from wandb.errors import CommError, UsageError
 
 from lightning_dpo.errors import ConfigError
 
 log = logging.getLogger(__name__)
 
-
-STEP = "trainer/global_step"
-"""W&B's axis of all metrics, as Lightning's logger names it; metrics.csv calls it `step`."""
-
-
 BEST = {"val/loss": "min", "val/rewards/accuracies": "max"}
-"""Metrics whose best value W&B keeps in a run's summary, beside the last."""
+"""Metrics whose best value, besides the last, W&B keeps in the summary of a run."""
+UNREACHABLE = (CommError, UsageError)
+"""W&B's errors without a key (AuthenticationError is a CommError) or a network."""
 
 
 def connect(build: Callable[..., Logger]) -> Logger:
-    """A logger, W&B connected or, where that fails, offline: without a key or a network it would end the run."""
+    """Build a logger and connect it, if it is W&B's. Without a key or a network it logs offline."""
     logger = build()
     if isinstance(logger, WandbLogger):
         try:
             _start(logger)
-        except (CommError, UsageError, AuthenticationError) as error:
+        except UNREACHABLE as error:
             reason = str(error).splitlines()[0]
             print(f"W&B cannot go online ({reason}); logging offline, `wandb sync` uploads later", flush=True)
             log.warning("W&B offline: %s", reason)
@@ -38,27 +35,24 @@ def connect(build: Callable[..., Logger]) -> Logger:
 
 
 def _start(logger: WandbLogger) -> None:
-    logger._wandb_init.pop("anonymous", None)  # Lightning hands on its None, and W&B warns of that at each run
+    logger._wandb_init.pop("anonymous", None)  # Lightning passes None, and W&B warns about it
     run = logger.experiment
     for name, best in BEST.items():
-        # Without the step, this would take away the axis that Lightning has defined for all names.
-        run.define_metric(name, step_metric=STEP, summary=f"last,{best}")
+        # Without `step_metric`, this would remove the x-axis that Lightning has defined for all names.
+        run.define_metric(name, step_metric="trainer/global_step", summary=f"last,{best}")
 
 
 def online_entity() -> str:
-    """The user's or team's name at W&B.
-
-    Errors: ConfigError where W&B cannot be asked.
-    """
+    """The name of the user or team at W&B. Errors: ConfigError if W&B cannot be reached."""
     try:
         return wandb.Api(timeout=10).default_entity or ""
-    except (CommError, UsageError, AuthenticationError) as error:
+    except UNREACHABLE as error:
         reason = str(error).splitlines()[0]
         raise ConfigError(f"W&B cannot be reached ({reason}); type wandb login, or --dry-run for the JSON") from None
 
 
 def annotate(loggers: Iterable[Logger], name: str, text: str) -> None:
-    """A text in the summary of the W&B run, where there is one; metrics.csv holds numbers only."""
+    """Put a text into the summary of the W&B run, if there is one; metrics.csv holds numbers only."""
     for logger in loggers:
         if isinstance(logger, WandbLogger):
             logger.experiment.summary[name] = text
@@ -66,7 +60,7 @@ def annotate(loggers: Iterable[Logger], name: str, text: str) -> None:
 
 @contextmanager
 def closing() -> Iterator[None]:
-    """The W&B run ends with the block, as finished or as failed: a later logger of the process would go on in it."""
+    """End the W&B run with the block, as finished or failed. Otherwise the process's next logger would continue it."""
     failed = 1
     try:
         yield

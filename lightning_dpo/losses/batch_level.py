@@ -1,6 +1,6 @@
 r"""Losses whose value for a pair depends on the other pairs of the batch: a step must be one micro-batch on one rank.
 
-Notation: u = log π(chosen)/π_ref(chosen), v = log π(rejected)/π_ref(rejected), h = u - v, all summed over tokens, nats.
+Each [pair], summed over tokens, nats: u = log π(chosen)/π_ref(chosen), v = log π(rejected)/π_ref(rejected), h = u - v.
 """
 
 import math
@@ -19,10 +19,10 @@ from lightning_dpo.losses.types import PairLogps, PairLoss, Positive, Smoothing,
 def aot(logps: PairLogps, *, beta: Positive, label_smoothing: Smoothing = 0.0) -> PairLoss:
     r"""Alignment via Optimal Transport, paired: the policy's margins exceed the reference's rank by rank.
 
-        L = -(1-ε) log σ(βg) - ε log σ(-βg),    g = (S_chosen - S_rejected) - the R_chosen - R_rejected of its rank
+        L = -(1-ε) log σ(βg) - ε log σ(-βg),    g = (S_chosen - S_rejected) - (R_chosen - R_rejected of the same rank)
 
     Args:
-        logps: shape [pair]; S and R are log-probabilities under policy and reference.
+        logps: S and R are its log-probabilities under policy and reference.
         beta: as in DPO.
         label_smoothing: assumed share ε of flipped labels.
 
@@ -43,10 +43,9 @@ def aot(logps: PairLogps, *, beta: Positive, label_smoothing: Smoothing = 0.0) -
 def aot_unpaired(logps: PairLogps, *, beta: Positive, label_smoothing: Smoothing = 0.0) -> PairLoss:
     r"""Alignment via Optimal Transport, unpaired: the chosen log-ratios exceed the rejected ones rank by rank.
 
-        L = -(1-ε) log σ(βg) - ε log σ(-βg),    g = u - the v of its rank
+        L = -(1-ε) log σ(βg) - ε log σ(-βg),    g = u - (v of the same rank)
 
     Args:
-        logps: shape [pair].
         beta: as in DPO.
         label_smoothing: assumed share ε of flipped labels.
 
@@ -62,7 +61,7 @@ def aot_unpaired(logps: PairLogps, *, beta: Positive, label_smoothing: Smoothing
 
 
 def _of_same_rank(values: Tensor, others: Tensor) -> Tensor:
-    """For each of `others`, the one of `values` that has the same rank among its own."""
+    """For each of `others`, the value with the same rank among `values`."""
     return values.sort().values[others.argsort(stable=True).argsort()]
 
 
@@ -73,7 +72,6 @@ def kto_pair(logps: PairLogps, *, beta: Positive) -> PairLoss:
         L = ½ [1 - σ(β(u - z_rejected))] + ½ [1 - σ(β(z_chosen - v))],    z = max(0, batch mean), no gradient
 
     Args:
-        logps: shape [pair].
         beta: as in DPO.
 
     Returns 1/2 for each pair where the policy equals the reference. The margin is βh.
@@ -96,18 +94,17 @@ def beta_dpo(
     m0: float | Tensor = 0.0,
     drop: Annotated[float, "[0, 1)"] = 0.0,
 ) -> PairLoss:
-    r"""β-DPO: a larger β for batches with large gaps, and no outliers.
+    r"""β-DPO: a larger β for batches with large gaps, without outliers.
 
         L = -log σ(β_b h),    β_b = max(0.001, β(1 + a(mean h - m0))), no gradient
 
     Args:
-        logps: shape [pair].
         beta: β before it is adapted.
         a: how fast β follows the batch's mean gap.
-        m0: the gap, in nats, at which β is taken as it is. BetaDPO keeps it as a running mean.
-        drop: share of the pairs, those with h farthest from m0, that is left out of mean and loss: their loss is 0, and
-            the others' are scaled so that the batch's mean is the mean over them. The authors' code draws the pairs
-            to keep at random, with Gaussian weights around m0; this takes the likeliest.
+        m0: the mean gap, in nats, at which β is not changed. BetaDPO keeps it as a running mean.
+        drop: share of the pairs to leave out, those with h farthest from m0. Their loss is 0, and the other losses are
+            scaled so that the batch's mean is the mean over the kept pairs. The authors' code draws the pairs to keep
+            with Gaussian weights around m0; this function keeps the most likely ones.
 
     Returns log 2 for each pair where the policy equals the reference and none is dropped. The margin is β_b h.
 
@@ -124,14 +121,13 @@ def beta_dpo(
 
 @needs("whole_batch", "equal_weights")
 def dr_dpo(logps: PairLogps, *, beta: Positive, beta_prime: Positive = 1.0) -> PairLoss:
-    r"""Dr. DPO: distributionally robust to flipped pairs; a pair with a large loss counts less.
+    r"""Dr. DPO: distributionally robust to flipped pairs, as a pair with a large loss counts less.
 
         L = -β' log mean(exp(log σ(βh)/β')),    one value for the batch
 
     Args:
-        logps: shape [pair].
         beta: as in DPO.
-        beta_prime: β'; towards infinity every pair counts alike, which is DPO.
+        beta_prime: β'; the limit at infinity is DPO, where every pair counts alike.
 
     Returns the batch's value at every pair, so that its mean is the batch's loss: log 2 where the policy equals the
     reference. The margin is βh.

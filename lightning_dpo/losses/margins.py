@@ -1,6 +1,6 @@
-r"""DPO with something added to, or taken from, the gap that it compares.
+r"""DPO with a term added to its gap, or with another gap.
 
-Notation: u = log π(chosen)/π_ref(chosen), v = log π(rejected)/π_ref(rejected), h = u - v, all summed over tokens, nats.
+Each [pair], summed over tokens, nats: u = log π(chosen)/π_ref(chosen), v = log π(rejected)/π_ref(rejected), h = u - v.
 """
 
 from torch.nn.functional import logsigmoid
@@ -15,9 +15,8 @@ def rdpo(logps: PairLogps, *, beta: Positive, alpha: NonNegative = 0.01) -> Pair
         L = -log σ(βh + α(n_chosen - n_rejected))
 
     Args:
-        logps: shape [pair].
         beta: as in DPO.
-        alpha: α, what a token of extra length counts for. The default was not confirmed from the paper.
+        alpha: weight α of a token of extra length. The default was not confirmed from the paper.
 
     Returns -log σ(α(n_chosen - n_rejected)) for each pair where the policy equals the reference. The margin is the
     argument of σ.
@@ -32,15 +31,15 @@ def rdpo(logps: PairLogps, *, beta: Positive, alpha: NonNegative = 0.01) -> Pair
 
 @needs("target_margin")
 def odpo(logps: PairLogps, *, beta: Positive, offset: float | None = None) -> PairLoss:
-    r"""DPO with an offset: how much better the chosen response is says how large the gap should be.
+    r"""DPO with an offset: the better the chosen response, the larger the gap should be.
 
         L = -log σ(βh - Δ)
 
     Args:
-        logps: shape [pair]; its `target_margin` is Δ.
+        logps: its `target_margin` is Δ.
         beta: as in DPO.
-        offset: one Δ for all pairs, for data without margins. The paper's Δ is α log of a difference of scores;
-            whatever the data's column holds is taken as it is.
+        offset: one Δ for all pairs, for data without margins. The paper's Δ is α log of a difference of scores; the
+            data's column is used unchanged.
 
     Returns -log σ(-Δ) for each pair where the policy equals the reference. The margin is βh, without Δ.
 
@@ -58,12 +57,11 @@ def odpo(logps: PairLogps, *, beta: Positive, offset: float | None = None) -> Pa
 
 
 def hdpo(logps: PairLogps, *, beta: Positive, alpha: Positive) -> PairLoss:
-    r"""H-DPO: the policy's entropy is weighed by itself.
+    r"""H-DPO: the policy's entropy has its own weight.
 
         L = -log σ(β[α(S_chosen - S_rejected) - (R_chosen - R_rejected)]),    S = log π, R = log π_ref
 
     Args:
-        logps: shape [pair].
         beta: as in DPO.
         alpha: weight α of the entropy: below 1 sharpens the policy, 1 is DPO, above 1 spreads it.
 

@@ -1,4 +1,4 @@
-"""Losses with a memory: modules with buffers, which a checkpoint keeps. They learn in training only."""
+"""Losses with a memory: modules with buffers, which checkpoints keep. Buffers are updated in training mode only."""
 
 from typing import Annotated
 
@@ -14,11 +14,11 @@ Share = Annotated[float, "[0, 1)"]
 
 
 class RunningMean(nn.Module):
-    """Mean of the numbers that it was given: of all alike, or, with a momentum, mostly of the latest.
+    """The mean of all numbers so far, or, with a momentum, their exponential moving average.
 
     Args:
-        momentum: share that the mean keeps at each new number; None weighs all numbers alike.
-        start: the mean before the first number; with momentum None it does not count.
+        momentum: share that the mean keeps at each new number; None: the mean of all numbers.
+        start: the mean before the first number; without a momentum it has no effect afterwards.
     """
 
     mean: Tensor
@@ -36,7 +36,7 @@ class RunningMean(nn.Module):
         self.mean = self.mean + share * (value.detach() - self.mean)
 
     def _apply(self, fn, recurse=True):
-        # A cast to bf16 would freeze the mean: its 8 bits lose small changes. Only the device follows.
+        # Follow a change of device but not of dtype: in bfloat16, small changes of the mean would be lost.
         exact = self.mean.clone()
         super()._apply(fn, recurse)
         self.mean = exact.to(self.mean.device)
@@ -44,13 +44,13 @@ class RunningMean(nn.Module):
 
 
 class BCOPair(nn.Module):
-    r"""Binary Classifier Optimization with its running reward shift.
+    r"""Binary Classifier Optimization with a running reward shift.
 
         L = -log σ(βu - δ) - log σ(-(βv - δ)),    δ = running mean of the rewards βu, βv
 
     Args:
         beta: as in DPO.
-        shift: True keeps δ, over all training batches so far and this one; False leaves it at 0 (TRL since 1.0).
+        shift: True: δ is the mean over all training batches, this one included; False: 0 (TRL since 1.0).
 
     Returns 2 log 2 for each pair where the policy equals the reference, at the start. The margin is βu - βv.
 
@@ -73,14 +73,14 @@ class BCOPair(nn.Module):
 
 
 class BetaDPO(nn.Module):
-    r"""β-DPO with its running mean gap.
+    r"""β-DPO with a running mean gap.
 
         L = -log σ(β_b h),    β_b = max(0.001, β(1 + a(mean h - m0))), no gradient
 
     Args:
         beta, a, drop: as in beta_dpo.
         m0: the mean gap before the first batch, nats.
-        momentum: share that the mean gap keeps at each training batch; the batch itself is in it.
+        momentum: share that m0 keeps at each training batch. The batch is counted before its loss is computed.
 
     Returns log 2 on average over pairs where the policy equals the reference. The margin is β_b h.
 

@@ -1,4 +1,4 @@
-"""Exponentials that stay finite, and logarithms that stay exact, over the whole range of their type."""
+"""Exponentials that stay finite and logarithms that stay exact over the whole range of their type."""
 
 import math
 
@@ -7,7 +7,7 @@ from torch import Tensor
 from torch.nn.functional import logsigmoid
 
 ALMOST_CERTAIN = -1e-6
-"""Largest log-probability that log1mexp tells from certainty, nats."""
+"""Largest log-probability, in nats, that log1mexp distinguishes from certainty."""
 
 
 def bounded_exp(x: Tensor) -> Tensor:
@@ -23,14 +23,14 @@ def bounded_exp(x: Tensor) -> Tensor:
 
 
 def sigmoid(x: Tensor) -> Tensor:
-    """σ(x), with a slope that is exact on both sides: torch.sigmoid's own, y(1 - y), is 0 where y rounds to 1."""
+    """σ(x) with an exact slope on both sides: that of torch.sigmoid, y(1 - y), is 0 where y rounds to 1."""
     return logsigmoid(x).exp()
 
 
 def log1mexp(x: Tensor) -> Tensor:
-    """log(1 - e^x) for x <= 0. Above -1e-6, where the value runs to -inf, it is constant.
+    """log(1 - e^x) for x <= 0. It tends to -inf at 0, so it is constant above -1e-6.
 
-    >>> round(log1mexp(torch.tensor(-1e-4)).item(), 4)  # the plain form keeps three of these digits in float32
+    >>> round(log1mexp(torch.tensor(-1e-4)).item(), 4)  # the plain form has three correct digits in float32
     -9.2104
     """
     x = x.clamp(max=ALMOST_CERTAIN)

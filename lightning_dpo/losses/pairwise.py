@@ -1,6 +1,6 @@
-r"""Losses of one number per pair, the log-ratio gap h, in their plainest form.
+r"""The basic losses: each is a function of one number per pair, the log-ratio gap h.
 
-Notation: u = log π(chosen)/π_ref(chosen), v = log π(rejected)/π_ref(rejected), h = u - v, all summed over tokens, nats.
+Each [pair], summed over tokens, nats: u = log π(chosen)/π_ref(chosen), v = log π(rejected)/π_ref(rejected), h = u - v.
 """
 
 import torch
@@ -15,8 +15,7 @@ def dpo(logps: PairLogps, *, beta: Positive, label_smoothing: Smoothing = 0.0) -
         L = -(1-ε) log σ(βh) - ε log σ(-βh)
 
     Args:
-        logps: shape [pair].
-        beta: strength of the pull towards the reference; larger stays nearer.
+        beta: strength of the pull towards the reference; a larger value keeps the policy nearer to it.
         label_smoothing: assumed share ε of flipped labels; above 0 this is conservative DPO.
 
     Returns log 2 for each pair where the policy equals the reference. The margin is βh.
@@ -35,14 +34,13 @@ def dpo(logps: PairLogps, *, beta: Positive, label_smoothing: Smoothing = 0.0) -
 
 
 def cdpo(logps: PairLogps, *, beta: Positive, label_smoothing: Smoothing) -> PairLoss:
-    r"""Conservative DPO, for labels of which some are flipped.
+    r"""Conservative DPO, for data with some flipped labels.
 
         L = -(1-ε) log σ(βh) - ε log σ(-βh)
 
     Args:
-        logps: shape [pair].
         beta: as in DPO.
-        label_smoothing: assumed share ε of flipped labels. The loss is least at βh = log((1-ε)/ε), and rises beyond.
+        label_smoothing: assumed share ε of flipped labels. The minimum is at βh = log((1-ε)/ε).
 
     Returns log 2 for each pair where the policy equals the reference. The margin is βh.
 
@@ -52,12 +50,11 @@ def cdpo(logps: PairLogps, *, beta: Positive, label_smoothing: Smoothing) -> Pai
 
 
 def robust(logps: PairLogps, *, beta: Positive, label_smoothing: Smoothing) -> PairLoss:
-    r"""Provably robust DPO: unbiased under labels that are flipped at a known rate.
+    r"""Provably robust DPO: unbiased when labels are flipped at a known rate.
 
         L = [-(1-ε) log σ(βh) + ε log σ(-βh)] / (1-2ε)
 
     Args:
-        logps: shape [pair].
         beta: as in DPO.
         label_smoothing: share ε of flipped labels. The loss has no lower bound: its slope in h tends to -βε/(1-2ε),
             so watch the margin, not the loss.
@@ -78,10 +75,9 @@ def ipo(logps: PairLogps, *, beta: Positive, average_log_prob: bool = False) -> 
         L = (h - 1/(2β))²,    h = u - v,    or u/n_chosen - v/n_rejected with `average_log_prob`
 
     Args:
-        logps: shape [pair].
         beta: the paper's τ; the loss pulls the gap h to 1/(2β) nats and no further.
-        average_log_prob: False sums over tokens, as the paper's equation does; True divides each log-ratio by its own
-            length (TRL's form), where 1/(2β) is a gap per token: a different experiment at the same beta.
+        average_log_prob: False sums over tokens, as in the paper. True divides each log-ratio by its length (TRL's
+            form), so that 1/(2β) is a gap per token: the same beta asks for a much larger gap.
 
     Returns 1/(4β²) for each pair where the policy equals the reference. The margin is h, in nats.
 
@@ -106,11 +102,10 @@ def sigmoid_norm(logps: PairLogps, *, beta: Positive) -> PairLoss:
         L = -log σ(β(u/n_chosen - v/n_rejected))
 
     Args:
-        logps: shape [pair].
-        beta: scale of log-ratios per token, so some ten times larger than DPO's.
+        beta: scale of log-ratios per token, some ten times DPO's.
 
     Returns log 2 for each pair where the policy equals the reference. The margin is the argument of σ; the rewards are
-    β times the log-ratios' sums, as everywhere, so their difference is another number.
+    β times summed log-ratios, so the margin is not their difference.
 
     References: Lambert et al. 2024 (Tulu 3, arXiv 2411.15124).
     """
@@ -126,7 +121,6 @@ def hinge(logps: PairLogps, *, beta: Positive) -> PairLoss:
         L = max(0, 1 - βh)
 
     Args:
-        logps: shape [pair].
         beta: 1/β is the gap, in nats, beyond which a pair gives no gradient.
 
     Returns 1 for each pair where the policy equals the reference. The margin is βh.

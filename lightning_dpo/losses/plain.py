@@ -39,10 +39,7 @@ def from_plain(plain: Mapping[str, Any]) -> Loss:
 
 
 def as_loss(loss: Loss | Mapping[str, Any]) -> Loss:
-    """A loss, or its plain values, as a loss with valid parameters.
-
-    Errors: ArgumentError for a parameter that is unknown or out of range.
-    """
+    """A loss, or its plain values, as a loss. Errors: ArgumentError for a parameter that is unknown or out of range."""
     if isinstance(loss, Mapping):
         return from_plain(loss)
     if isinstance(loss, partial):

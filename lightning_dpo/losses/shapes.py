@@ -1,6 +1,6 @@
-r"""Other shapes of the function that is applied to a pair's log-ratio gap, and other divergences behind it.
+r"""Other functions of a pair's log-ratio gap, and other divergences than the reverse KL.
 
-Notation: u = log π(chosen)/π_ref(chosen), v = log π(rejected)/π_ref(rejected), h = u - v, all summed over tokens, nats.
+Each [pair], summed over tokens, nats: u = log π(chosen)/π_ref(chosen), v = log π(rejected)/π_ref(rejected), h = u - v.
 """
 
 import math
@@ -19,10 +19,9 @@ def exo_pair(logps: PairLogps, *, beta: Positive, label_smoothing: Annotated[flo
         L = q log(q/(1-ε)) + (1-q) log((1-q)/ε),    q = σ(βh)
 
     Args:
-        logps: shape [pair].
         beta: as in DPO.
-        label_smoothing: ε; at 0 the loss would be infinite. Beyond βh = log((1-ε)/ε) the gradient pulls back, and far
-            on either side it vanishes: a pair that is hopelessly wrong gets none.
+        label_smoothing: ε; at 0 the loss would be infinite. Beyond βh = log((1-ε)/ε) the gradient pulls back. It
+            vanishes where |βh| is large, so a pair with a very negative gap is not corrected.
 
     Returns -log 2 - log(ε(1-ε))/2 for each pair where the policy equals the reference. The margin is βh.
 
@@ -41,10 +40,9 @@ def discopop(logps: PairLogps, *, beta: Positive, tau: Positive = 0.05) -> PairL
         L = -(1-g) log σ(x) + g e^-x,    x = βh,    g = σ(x/τ)
 
     Args:
-        logps: shape [pair].
         beta: as in DPO.
-        tau: temperature τ of the mixture. At 0.05 the slope at x = 0 is positive: a start at the reference moves the
-            margin down, to the local minimum x = -0.119, and training needs noise to leave it.
+        tau: temperature τ of the mixture. At 0.05 the slope at x = 0 is positive: from the reference the margin first
+            falls to the local minimum x = -0.119, and training needs noise to leave it.
 
     Returns (1 + log 2)/2 for each pair where the policy equals the reference. The margin is βh.
 
@@ -52,7 +50,7 @@ def discopop(logps: PairLogps, *, beta: Positive, tau: Positive = 0.05) -> PairL
     """
     u, v = logps.log_ratios()
     x = beta * (u - v)
-    # g and e^-x in one exponential: apart, they are 0 and inf where x is very negative
+    # g and e^-x in one exponential: separately they are 0 and inf where x is very negative
     loss = -sigmoid(-x / tau) * logsigmoid(x) + bounded_exp(logsigmoid(x / tau) - x)
     return pair_loss(loss, beta * u, beta * v, margin=x)
 
@@ -63,8 +61,7 @@ def gpo_exponential(logps: PairLogps, *, beta: Positive) -> PairLoss:
         L = e^(-βh)
 
     Args:
-        logps: shape [pair].
-        beta: as in DPO. Where -βh nears the end of the type's range (80.7 in float32), the tangent continues the loss.
+        beta: as in DPO. Before e^(-βh) overflows (at -βh = 80.7 in float32), its tangent continues it.
 
     Returns 1 for each pair where the policy equals the reference. The margin is βh.
 
@@ -82,18 +79,17 @@ def fdpo(
     divergence: Literal["reverse_kl", "forward_kl", "js", "alpha"] = "reverse_kl",
     alpha: Annotated[float, "(0, 1)"] = 0.5,
 ) -> PairLoss:
-    r"""f-DPO: another divergence than the reverse KL between policy and reference.
+    r"""f-DPO: DPO with another divergence than the reverse KL between policy and reference.
 
         L = -log σ(β f'(e^u) - β f'(e^v))
 
     with f'(e^x) = x (reverse_kl: this is DPO), -e^-x (forward_kl), log 2 + log σ(x) (js), (1 - e^(-αx))/α (alpha).
 
     Args:
-        logps: shape [pair].
         beta: strength of the pull towards the reference, in the unit of the divergence.
-        divergence: which f. Where e^-x leaves the type's range, its tangent continues it.
-        alpha: α of the alpha-divergence; towards 0 it becomes reverse_kl, towards 1 forward_kl. TRL's later versions
-            write 1 - α for it. The other divergences do not use it.
+        divergence: which f. Before e^-x overflows, its tangent continues it.
+        alpha: α of the alpha-divergence, which tends to reverse_kl at 0 and to forward_kl at 1. Later versions of TRL
+            take 1 - α. The other divergences do not use it.
 
     Returns log 2 for each pair where the policy equals the reference. The margin is the argument of σ.
 
@@ -117,15 +113,14 @@ def fdpo(
 
 
 def chipo(logps: PairLogps, *, beta: Positive, r_max: Positive) -> PairLoss:
-    r"""χPO: DPO regularised by the χ² divergence as well, against over-optimisation.
+    r"""χPO: DPO with an additional χ² divergence, against over-optimisation.
 
         L = -log σ(clip(β φ(e^u) - β φ(e^v), ±2 R)),    φ(z) = z + log z
 
     Args:
-        logps: shape [pair].
         beta: strength of the pull towards the reference.
-        r_max: R, the largest true reward; a pair whose difference is clipped gives no gradient. Where e^u leaves the
-            type's range, its tangent continues it.
+        r_max: R, the largest true reward; a pair whose difference is clipped gives no gradient. Before e^u overflows,
+            its tangent continues it.
 
     Returns log 2 for each pair where the policy equals the reference. The margin is the clipped difference.
 
@@ -142,10 +137,9 @@ def square_chipo(logps: PairLogps, *, beta: Positive, r_max: Positive | None = N
         L = (σ(βh) - 1)²/2
 
     Args:
-        logps: shape [pair].
         beta: as in DPO. The loss saturates on both sides.
-        r_max: None compares DPO's gap h. A number compares χPO's clipped difference in place of βh, which is how the
-            paper's abstract describes the method: χPO with the log-loss replaced.
+        r_max: None uses DPO's βh. A number uses χPO's clipped difference instead, as in the paper's abstract: χPO with
+            the log-loss replaced.
 
     Returns 1/8 for each pair where the policy equals the reference. The margin is the argument of σ.
 
@@ -157,6 +151,6 @@ def square_chipo(logps: PairLogps, *, beta: Positive, r_max: Positive | None = N
 
 
 def _chi_gap(u: Tensor, v: Tensor, beta: float, r_max: float) -> Tensor:
-    # like with like: beside e^500 a term of 500 is lost
+    # Subtract terms of the same size first: beside e^500, a term of 500 is lost.
     gap = beta * ((bounded_exp(u) - bounded_exp(v)) + (u - v))
     return gap.clamp(-2 * r_max, 2 * r_max)

@@ -1,6 +1,6 @@
-r"""Losses that treat the chosen and the rejected response each by itself, beside or in place of their gap.
+r"""Losses with a term for each of the two responses, beside their gap or instead of it.
 
-Notation: u = log π(chosen)/π_ref(chosen), v = log π(rejected)/π_ref(rejected), h = u - v, all summed over tokens, nats.
+Each [pair], summed over tokens, nats: u = log π(chosen)/π_ref(chosen), v = log π(rejected)/π_ref(rejected), h = u - v.
 """
 
 import torch
@@ -17,7 +17,6 @@ def nca_pair(logps: PairLogps, *, beta: Positive) -> PairLoss:
         L = -log σ(βu) - ½ log σ(-βu) - ½ log σ(-βv)
 
     Args:
-        logps: shape [pair].
         beta: as in DPO. The gradient on the chosen side pulls back where σ(βu) > 2/3.
 
     Returns 2 log 2 for each pair where the policy equals the reference. The margin is βh.
@@ -35,7 +34,6 @@ def bco_pair(logps: PairLogps, *, beta: Positive, delta: float | Tensor = 0.0) -
         L = -log σ(βu - δ) - log σ(-(βv - δ))
 
     Args:
-        logps: shape [pair].
         beta: as in DPO.
         delta: reward shift δ. BCOPair keeps it as a running mean of the rewards; 0 is TRL's later form.
 
@@ -54,7 +52,6 @@ def sppo_hard(logps: PairLogps, *, beta: Positive) -> PairLoss:
         L = (u - 1/(2β))² + (v + 1/(2β))²
 
     Args:
-        logps: shape [pair].
         beta: 1/η of the paper; each side is pulled to a log-ratio of ±1/(2β) nats, 500 at the default 0.001.
 
     Returns 1/(2β²) for each pair where the policy equals the reference (the authors' code: half of it, everywhere).
@@ -72,7 +69,6 @@ def apo_zero(logps: PairLogps, *, beta: Positive) -> PairLoss:
         L = 1 - σ(βu) + σ(βv)
 
     Args:
-        logps: shape [pair].
         beta: as in DPO. Both terms saturate on both sides.
 
     Returns 1 for each pair where the policy equals the reference. The margin is βh.
@@ -85,13 +81,12 @@ def apo_zero(logps: PairLogps, *, beta: Positive) -> PairLoss:
 
 
 def apo_down(logps: PairLogps, *, beta: Positive) -> PairLoss:
-    r"""Anchored Preference Optimization, down: both fall, rejected further, for a policy better than its chosen data.
+    r"""Anchored Preference Optimization, down: lowers both responses, for a policy better than its chosen data.
 
         L = σ(βu) + 1 - σ(βh)
 
     Args:
-        logps: shape [pair].
-        beta: as in DPO. The chosen response has no slope at the reference, and a positive one elsewhere in u < v.
+        beta: as in DPO. The slope in u is 0 at the reference, and positive (u falls) where |u| < |h|.
 
     Returns 1 for each pair where the policy equals the reference. The margin is βh.
 
@@ -103,14 +98,13 @@ def apo_down(logps: PairLogps, *, beta: Positive) -> PairLoss:
 
 
 def cal_dpo(logps: PairLogps, *, beta: Positive, cal_weight: NonNegative = 0.5) -> PairLoss:
-    r"""Calibrated DPO: the logistic loss, with each side's reward pulled to a scale.
+    r"""Calibrated DPO: the logistic loss, with each side's log-ratio pulled to a target.
 
         L = -log σ(h) + c [(u - 1/(2β))² + (v + 1/(2β))²]
 
     Args:
-        logps: shape [pair].
         beta: each side is pulled to a log-ratio of ±1/(2β) nats; it does not scale h.
-        cal_weight: c. The default is the authors' code's; the paper's was not confirmed.
+        cal_weight: c. The default is from the authors' code; the paper's was not confirmed.
 
     Returns log 2 + c/(2β²) for each pair where the policy equals the reference. The margin is h, in nats.
 
@@ -127,10 +121,8 @@ def dpop(logps: PairLogps, *, beta: Positive, lam: NonNegative = 50.0) -> PairLo
         L = -log σ(β(h - λ max(0, -u)))
 
     Args:
-        logps: shape [pair].
         beta: as in DPO.
-        lam: weight λ of the penalty. It has its kink where the policy equals the reference, at the first step: there
-            its slope is taken as 0.
+        lam: weight λ of the penalty, whose slope at the reference (u = 0) is taken as 0.
 
     Returns log 2 for each pair where the policy equals the reference. The margin is βh, without the penalty.
 

@@ -1,6 +1,6 @@
-"""Sums of losses, each term seeing the same PairLogps.
+"""Sums of losses.
 
-Notation: u = log π(chosen)/π_ref(chosen), v = log π(rejected)/π_ref(rejected), h = u - v, all summed over tokens, nats.
+Each [pair], summed over tokens, nats: u = log π(chosen)/π_ref(chosen), v = log π(rejected)/π_ref(rejected), h = u - v.
 """
 
 from collections.abc import Mapping
@@ -19,14 +19,13 @@ from lightning_dpo.signatures import check_arguments
 
 
 def rpo(logps: PairLogps, *, beta: Positive, nll_weight: NonNegative = 1.0) -> PairLoss:
-    r"""DPO and the likelihood of the chosen response (Iterative Reasoning PO, RPO).
+    r"""DPO plus the likelihood of the chosen response (Iterative Reasoning PO, RPO).
 
         L = -log σ(βh) - λ log π(chosen)/n_chosen
 
     Args:
-        logps: shape [pair].
         beta: as in DPO.
-        nll_weight: λ, on the likelihood per token.
+        nll_weight: weight λ of the likelihood per token.
 
     Returns log 2 plus λ times the chosen response's negative log-likelihood per token where the policy equals the
     reference. Rewards and margin are DPO's.
@@ -44,7 +43,6 @@ def mpo(
         L = -wp log σ(βh) - wq [log σ(βu) + log σ(-βv)] - wg log π(chosen)/n_chosen
 
     Args:
-        logps: shape [pair].
         beta: as in DPO.
         wp, wq, wg: weights of DPO, of BCO without its shift, and of the likelihood per token.
 
@@ -62,19 +60,19 @@ class Mix(nn.Module):
         L = Σ_i w_i L_i
 
     Args:
-        terms: losses by name; rewards and margin are the first one's.
+        terms: losses by name; rewards and margin are those of the first.
         weights: a weight for each name.
 
     The value where the policy equals the reference is the weighted sum of the terms' values.
 
-    References: none; a form of this project.
+    References: none.
     """
 
     def __init__(self, terms: Mapping[str, Loss], weights: Mapping[str, NonNegative]):
         super().__init__()
         if not terms or set(terms) != set(weights) or min(weights.values()) < 0:
             raise ValueError(
-                "loss.terms and loss.weights name the same losses, at least one, with weights of 0 or more; "
+                "loss.terms and loss.weights must name the same losses, at least one, with weights of 0 or more; "
                 f"found {list(terms)} and {dict(weights)}"
             )
         for term in terms.values():

@@ -1,4 +1,4 @@
-"""The README's table of losses, from the functions' docstrings and the comments of conf/loss.
+"""The README's table of losses, made from the functions' docstrings and the comments of conf/loss.
 
 `python -m lightning_dpo.losses.table conf/loss` prints it.
 """
@@ -7,6 +7,8 @@ import inspect
 import re
 import sys
 from pathlib import Path
+
+from lightning_dpo import losses
 
 HEAD = "| loss | equation, per pair | beta is | reference | paper |\n|---|---|---|---|---|\n"
 REFERENCE = {"": "yes", "none": "no", "copy": "live"}
@@ -18,8 +20,6 @@ def table(folder: Path) -> str:
 
 
 def _row(path: Path) -> tuple[str, ...]:
-    from lightning_dpo import losses
-
     text = path.read_text(encoding="utf-8")
     function = getattr(losses, _found(r"^  _target_: lightning_dpo\.losses\.(\w+)$", text))
     beta = re.split(r"[;.](?:\s|$)", _found(r"^# beta: (.+(?:\n# .+)*)", text).replace("\n#", ""))[0]
@@ -29,7 +29,7 @@ def _row(path: Path) -> tuple[str, ...]:
 
 
 def equation(function: object) -> str:
-    """The first indented block of a docstring, without the `L = ` that each begins with, fit for a table."""
+    """The first indented block of a docstring, without its `L = `, on one line and with escaped bars."""
     block = _found(r"^((?: {4}.+\n)+)", (inspect.getdoc(function) or "") + "\n")
     return re.sub(r"\s+", " ", block).removeprefix("L = ").replace("|", r"\|")
 

@@ -1,6 +1,6 @@
-r"""Losses that look inside a response. Each declares what it needs, and the scorer computes only that.
+r"""Losses that use the values of single tokens. Each declares what it needs, and the scorer computes only that.
 
-Notation: u = log π(chosen)/π_ref(chosen), v = log π(rejected)/π_ref(rejected), h = u - v, all summed over tokens, nats.
+Each [pair], summed over tokens, nats: u = log π(chosen)/π_ref(chosen), v = log π(rejected)/π_ref(rejected), h = u - v.
 """
 
 from typing import Annotated
@@ -24,11 +24,11 @@ def ld_dpo(
         L = -log σ(β(ũ - ṽ)),    S̃ = S[1..p] + α S[p+1..n],    p = min(n_chosen, n_rejected)
 
     Args:
-        logps: shape [pair], with the log-probability of each token.
+        logps: with `tokens` and `ref_tokens`.
         beta: as in DPO.
         alpha: weight α of the tokens beyond p; 1 is DPO. The default was not confirmed from the paper.
-        policy_only: False weighs the tokens of policy and reference alike (TRL since 1.0); True those of the policy
-            only (earlier TRL, LLaMA-Factory), and then the value at the reference is not log 2.
+        policy_only: False weighs the tokens of policy and reference (TRL since 1.0); True those of the policy only
+            (earlier TRL, LLaMA-Factory), so that the value at the reference is not log 2.
 
     Returns log 2 for each pair where the policy equals the reference, unless `policy_only`. The margin is the argument
     of σ; the rewards are of the whole responses.
@@ -52,16 +52,15 @@ def ld_dpo(
 
 @needs("tokens")
 def sampo(logps: PairLogps, *, beta: Positive, seed: int = 0) -> PairLoss:
-    r"""SamPO: DPO on as many tokens of the longer response, drawn at random, as the shorter one has.
+    r"""SamPO: DPO on a random sample of the longer response's tokens, as many as the shorter response has.
 
         L = -log σ(β(û - v̂)),    sums over min(n_chosen, n_rejected) tokens of each side
 
     Args:
-        logps: shape [pair], with the log-probability of each token and the pairs' row numbers.
+        logps: with `tokens`, `ref_tokens` and `index`.
         beta: as in DPO.
-        seed: of the draw, which is a function of it and of the row: a pair keeps its tokens in every epoch, and a run
-            that continues keeps them too. Policy and reference share them; the authors' code draws twice, which leaves
-            a gap where the two are equal.
+        seed: of the sample, which is a function of seed and row: a pair keeps its tokens in every epoch and after a
+            resume. Policy and reference share them; the authors' code draws for each, so equal models have a gap.
 
     Returns log 2 for each pair where the policy equals the reference. The margin is the argument of σ; the rewards are
     of the whole responses.
@@ -82,12 +81,11 @@ def sampo(logps: PairLogps, *, beta: Positive, seed: int = 0) -> PairLoss:
 def drawn_tokens(tokens: TokenLogps, index: Tensor, seed: int) -> tuple[Tensor, Tensor]:
     """Which tokens of each side SamPO keeps, 1.0 or 0.0 for each, end to end."""
     masks: tuple[list[Tensor], list[Tensor]] = ([], [])
-    lengths = zip(tokens.chosen.lengths.tolist(), tokens.rejected.lengths.tolist(), index.tolist(), strict=True)
-    for chosen, rejected, row in lengths:
+    rows = zip(tokens.chosen.lengths.tolist(), tokens.rejected.lengths.tolist(), index.tolist(), strict=True)
+    for chosen, rejected, row in rows:
         generator = torch.Generator().manual_seed(seed * 1_000_003 + row)
         order = torch.randperm(max(chosen, rejected), generator=generator)
         for n, side in zip((chosen, rejected), masks, strict=True):
-            # all of a shorter side: its positions all rank below its length
             rank = order if n > min(chosen, rejected) else torch.arange(n)
             side.append((rank < min(chosen, rejected)).double())
     return torch.cat(masks[0]), torch.cat(masks[1])
@@ -95,12 +93,12 @@ def drawn_tokens(tokens: TokenLogps, index: Tensor, seed: int) -> tuple[Tensor, 
 
 @needs("collision")
 def wpo(logps: PairLogps, *, beta: Positive, clamp: bool = True) -> PairLoss:
-    r"""Weighted Preference Optimization: pairs that the policy itself would produce count more.
+    r"""Weighted Preference Optimization: pairs that the policy is likely to produce count more.
 
         L = -w log σ(βh),    w = Π exp(mean_t [log π(y_t) - log Σ_k π(k)²]) over the two responses, no gradient
 
     Args:
-        logps: shape [pair], with the policy's collision terms.
+        logps: with the policy's collision terms, log Σ_k π(k)² summed over the response.
         beta: as in DPO.
         clamp: True bounds w by 1, as the authors' code does; False does not (TRL since 1.0).
 
@@ -120,12 +118,12 @@ def wpo(logps: PairLogps, *, beta: Positive, clamp: bool = True) -> PairLoss:
 
 @needs("reference_kl")
 def tdpo1(logps: PairLogps, *, beta: Positive) -> PairLoss:
-    r"""Token-level DPO, first form: the gap less the difference of the two sequential KL divergences.
+    r"""Token-level DPO, first form: the gap minus the difference of the two sequential KL divergences.
 
         L = -log σ(β(h - (K_rejected - K_chosen))),    K = Σ_t KL(π_ref || π) over the response's positions
 
     Args:
-        logps: shape [pair], with both K; the gradient flows through them.
+        logps: with `chosen_kl` and `rejected_kl`; the gradient flows through both.
         beta: as in DPO.
 
     Returns log 2 for each pair where the policy equals the reference. The margin is the argument of σ; the rewards are
@@ -141,12 +139,12 @@ def tdpo1(logps: PairLogps, *, beta: Positive) -> PairLoss:
 
 @needs("reference_kl")
 def tdpo2(logps: PairLogps, *, beta: Positive, alpha: Annotated[float, "[0, inf)"] = 0.5) -> PairLoss:
-    r"""Token-level DPO, second form: the KL difference weighed, and the chosen side's KL a constant.
+    r"""Token-level DPO, second form: the KL difference has a weight, and the chosen side's KL no gradient.
 
         L = -log σ(β(h - α(K_rejected - sg K_chosen))),    K = Σ_t KL(π_ref || π),    sg: no gradient
 
     Args:
-        logps: shape [pair], with both K.
+        logps: with `chosen_kl` and `rejected_kl`.
         beta: as in DPO.
         alpha: weight α of the KL difference.
 

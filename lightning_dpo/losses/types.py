@@ -1,7 +1,7 @@
 """What a loss receives and what it returns."""
 
 from collections.abc import Callable
-from dataclasses import KW_ONLY, dataclass, fields
+from dataclasses import KW_ONLY, dataclass
 from typing import Annotated
 
 import torch
@@ -12,7 +12,7 @@ from lightning_dpo.batch import TokenLogps
 Positive = Annotated[float, "(0, inf)"]
 NonNegative = Annotated[float, "[0, inf)"]
 Smoothing = Annotated[float, "[0, 0.5)"]
-"""A parameter's range stands in its annotation; the configuration and DPOModule enforce it."""
+"""The annotation of a parameter holds its range; the configuration and DPOModule enforce it."""
 
 
 class ReferenceRequired(ValueError):
@@ -24,17 +24,16 @@ class PairLogps:
     """Log-probabilities of whole responses, log p(response | prompt), in nats.
 
     Summed over the response tokens, end token included, prompt excluded. Each tensor has shape [pair]. `ref_chosen` and
-    `ref_rejected` are None in a run without a reference; token counts are integers, and only losses that divide by
-    lengths need them.
+    `ref_rejected` are None in a run without a reference. Token counts are integers.
 
-    The fields below them are None unless the loss declares that it `needs` them, or the data have them:
+    The other fields are None unless the loss declares that it `needs` them, or the data have them:
         target_margin: the data's own margin of each pair.
         index: row numbers in the data set, on the CPU.
         chosen_collision, rejected_collision: sum over the response's positions of log Σ_k π(k)², k over the vocabulary.
         chosen_kl, rejected_kl: sum over the response's positions of KL(π_ref || π) over the vocabulary.
         tokens, ref_tokens: the log-probability of each response token.
 
-    Errors: ValueError for tensors of unequal shape, and for token counts that are no integers.
+    Errors: ValueError for tensors of unequal shape, and for token counts that are not integers.
 
     >>> PairLogps(torch.tensor([-3.0]), torch.tensor([-5.0]), chosen_tokens=torch.tensor([4])).chosen_tokens
     tensor([4])
@@ -57,17 +56,17 @@ class PairLogps:
     ref_tokens: TokenLogps | None = None
 
     def __post_init__(self):
-        found = {f.name: v for f in fields(self) if (v := getattr(self, f.name)) is not None}
+        found = {name: v for name, v in vars(self).items() if v is not None}
         shapes = {
             name: tuple(v.shape) if isinstance(v, Tensor) else tuple(len(side) for side in v)
             for name, v in found.items()
         }
         pairs = len(self.chosen) if self.chosen.ndim == 1 else -1
         if any(shapes[name] != ((pairs,) if isinstance(v, Tensor) else (pairs, pairs)) for name, v in found.items()):
-            raise ValueError(f"every tensor of PairLogps has the same shape [pair]; found {shapes}")
+            raise ValueError(f"every tensor of PairLogps must have the same shape [pair]; found {shapes}")
         for name in ("chosen_tokens", "rejected_tokens"):
             if name in found and (found[name].is_floating_point() or found[name].dtype == torch.bool):
-                raise ValueError(f"PairLogps.{name} counts tokens, so it holds integers; found {found[name].dtype}")
+                raise ValueError(f"PairLogps.{name} counts tokens, so it must hold integers; found {found[name].dtype}")
 
     def reference(self) -> tuple[Tensor, Tensor]:
         """log p_ref of the chosen and of the rejected responses, each [pair].
@@ -104,10 +103,10 @@ class PairLogps:
 
 @dataclass(frozen=True)
 class PairLoss:
-    """A loss per pair, not reduced, and what it says about each response; every tensor has shape [pair].
+    """The loss of each pair, not reduced, with its rewards and margin; every tensor has shape [pair].
 
     The rewards are beta x summed log-ratio for every reference-based loss, and the method's own otherwise. `margin` is
-    what the loss itself compares (chosen minus rejected). Rewards and margin are detached.
+    the difference that the loss itself compares, chosen minus rejected. Rewards and margin are detached.
     """
 
     loss: Tensor

@@ -1,6 +1,6 @@
-"""Losses that need no reference model.
+"""Losses that need no reference, and do not use one if there is one.
 
-Notation: S = log π(response), n its number of tokens, a = S/n, nats.
+Each [pair]: S = log π(response) in nats, n its number of tokens, a = S/n.
 """
 
 import torch
@@ -17,12 +17,9 @@ def simpo(logps: PairLogps, *, beta: Positive, gamma: NonNegative) -> PairLoss:
 
         L = -log σ(β a_chosen - β a_rejected - γ)
 
-    with a = log π(response) / number of its tokens.
-
     Args:
-        logps: shape [pair]; a reference, if there is one, is not used.
         beta: scale of the per-token log-probabilities (the paper uses 2 to 10).
-        gamma: target margin γ itself, not the ratio γ/β that the authors' code takes.
+        gamma: target margin γ, not the ratio γ/β as in the authors' code.
 
     The value where a policy equals its reference depends on the policy. The rewards are β a and the margin is
     β a_chosen - β a_rejected, without γ.
@@ -41,16 +38,15 @@ def simpo(logps: PairLogps, *, beta: Positive, gamma: NonNegative) -> PairLoss:
 
 
 def alphapo(logps: PairLogps, *, beta: Positive, gamma: NonNegative, alpha: float) -> PairLoss:
-    r"""AlphaPO: SimPO with another shape of the reward.
+    r"""AlphaPO: SimPO with another shape of reward.
 
         L = -log σ(β r_chosen - β r_rejected - γ),    r = (1 - e^(-α a))/α
 
     Args:
-        logps: shape [pair]; a reference, if there is one, is not used.
         beta: scale of the rewards.
         gamma: target margin γ, as in simpo.
-        alpha: shape α of the reward, of any sign; 0 is its limit, r = a, which is SimPO. Where e^(-αa) leaves the
-            type's range, its tangent continues it.
+        alpha: shape α of the reward, of any sign; 0 is the limit r = a, which is SimPO. Before e^(-αa) overflows, its
+            tangent continues it.
 
     The value where a policy equals its reference depends on the policy. The rewards are β r and the margin is
     β r_chosen - β r_rejected, without γ.
@@ -71,9 +67,8 @@ def cpo(logps: PairLogps, *, beta: Positive, nll_weight: NonNegative = 1.0) -> P
         L = -log σ(β(S_chosen - S_rejected)) - λ S_chosen/n_chosen
 
     Args:
-        logps: shape [pair]; a reference, if there is one, is not used.
         beta: scale of the summed log-probabilities.
-        nll_weight: λ. The likelihood is per token of each response; TRL averages over all chosen tokens of a batch.
+        nll_weight: λ. The likelihood is a mean over each response's tokens; TRL's, over a batch's chosen tokens.
 
     The value where a policy equals its reference depends on the policy. The rewards are β S, the margin is their
     difference.
@@ -91,12 +86,11 @@ def orpo(logps: PairLogps, *, lam: NonNegative = 0.1) -> PairLoss:
         L = -a_chosen - λ log σ(o_chosen - o_rejected),    o = a - log(1 - e^a)
 
     Args:
-        logps: shape [pair]; a reference, if there is one, is not used.
-        lam: weight λ of the odds ratio; other codes call it beta. The likelihood term covers the response; the
-            authors' code has the prompt in it as well unless told otherwise.
+        lam: weight λ of the odds ratio; other code calls it beta. The likelihood term covers the response only; in the
+            authors' code it covers the prompt as well by default.
 
     The value where a policy equals its reference depends on the policy. The rewards are λ a, the margin is the log odds
-    ratio. A response with a > -1e-6 counts as certain: its odds stay there and give no gradient.
+    ratio. The odds of a response with a > -1e-6 are those at -1e-6, without gradient.
 
     References: Hong, Lee and Thorne 2024 (arXiv 2403.07691).
     """
@@ -111,12 +105,11 @@ def slic(logps: PairLogps, *, delta: Positive = 1.0, lam: NonNegative = 0.1) -> 
         L = max(0, δ - S_chosen + S_rejected) - λ S_chosen
 
     Args:
-        logps: shape [pair]; a reference, if there is one, is not used.
-        delta: δ, the gap in nats beyond which the first term gives no gradient.
+        delta: gap δ, in nats, beyond which the first term gives no gradient.
         lam: weight λ of the likelihood, summed over tokens.
 
     The value where a policy equals its reference depends on the policy. The rewards are S, the margin is their
-    difference: there is no beta.
+    difference. There is no beta.
 
     References: Zhao et al. 2023 (arXiv 2305.10425). Form and defaults from other code, not confirmed from the paper.
     """
@@ -125,12 +118,12 @@ def slic(logps: PairLogps, *, delta: Positive = 1.0, lam: NonNegative = 0.1) -> 
 
 
 def simper(logps: PairLogps) -> PairLoss:
-    r"""SimPER: inverse perplexities, without any parameter.
+    r"""SimPER: inverse perplexities, without parameters.
 
         L = -e^(a_chosen) + e^(a_rejected)
 
     Args:
-        logps: shape [pair]; a reference, if there is one, is not used.
+        logps: shape [pair].
 
     The value where a policy equals its reference depends on the policy; it lies between -1 and 1. The rewards are e^a,
     the inverse perplexities, and the margin is their difference.
@@ -148,12 +141,12 @@ def sft(logps: PairLogps) -> PairLoss:
         L = -S_chosen/n_chosen
 
     Args:
-        logps: shape [pair]; neither the rejected side nor a reference is used. A run scores the chosen side only.
+        logps: shape [pair]; the rejected side is not used, and a run does not score it.
 
     The value where a policy equals its reference depends on the policy. The rewards are a, the log-probabilities per
-    token, and the margin is their difference: alone, this loss has no use for either.
+    token, and the margin is their difference; the loss uses neither.
 
-    References: each response counts alike, whatever its length; TRL averages over all chosen tokens of a batch.
+    References: none. Each response counts alike, whatever its length; TRL averages over all chosen tokens of a batch.
     """
     chosen, rejected = logps.per_token()
     return pair_loss(-chosen, chosen, rejected, margin=chosen - rejected)

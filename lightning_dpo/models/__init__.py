@@ -1,4 +1,4 @@
-"""Policies and tokenizers: loading, export, and what is done to their layers."""
+"""Policies and tokenizers: loading, export, and options of the layers."""
 
 from lightning_dpo.models.loading import load_model, load_tokenizer
 

@@ -1,4 +1,4 @@
-"""Policy and tokenizer: load and export."""
+"""Load, check and export models and tokenizers."""
 
 import json
 import re
@@ -7,13 +7,7 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import torch
-from transformers import (
-    AutoConfig,
-    AutoModelForCausalLM,
-    AutoTokenizer,
-    PreTrainedModel,
-    PreTrainedTokenizerBase,
-)
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
 from lightning_dpo.batch import PairBatch
 from lightning_dpo.errors import ConfigError
@@ -30,24 +24,21 @@ def load_model(
     compile: bool = False,
     router_aux_loss_coef: Annotated[float, "[0, inf)"] | None = None,
 ) -> PreTrainedModel:
-    """A causal language model, in evaluation mode so that dropout is off.
+    """A causal language model in evaluation mode, without dropout.
 
     Args:
         path: a folder, or a hub id such as `Qwen/Qwen3-0.6B`. Weights are read from safetensors only.
-        dtype: of the parameters; autocast is the trainer's business.
+        dtype: of the parameters; the trainer's precision sets autocast.
         trust_remote_code: run Python code that comes with the model.
-        activation_checkpointing: compute each layer again in the backward pass, for less memory.
-        compile: torch.compile each layer in place; the first steps take a while.
-        router_aux_loss_coef: weight of the load-balancing loss of a mixture of experts; None: what the model's own
-            configuration says (most have one and leave it off).
+        activation_checkpointing: recompute each layer in the backward pass to save memory.
+        compile: torch.compile each layer in place; the first steps are slow.
+        router_aux_loss_coef: weight of the load-balancing loss of a mixture of experts; None keeps the setting of the
+            model's configuration, which is usually off.
 
-    Errors: ConfigError at once for a path that does not exist, or for an option that the model cannot do.
+    Errors: ConfigError for a path that does not exist, or an option that the model does not support.
     """
     model = AutoModelForCausalLM.from_pretrained(
-        check_path(path),
-        dtype=getattr(torch, dtype),
-        trust_remote_code=trust_remote_code,
-        use_safetensors=True,
+        check_path(path), dtype=getattr(torch, dtype), trust_remote_code=trust_remote_code, use_safetensors=True
     )
     model.eval()
     if router_aux_loss_coef is not None:
@@ -67,40 +58,39 @@ def _balance_experts(model: PreTrainedModel, weight: float) -> None:
 
 
 def load_tokenizer(path: str | Path, trust_remote_code: bool = False) -> PreTrainedTokenizerBase:
-    """The tokenizer in a model's folder or under a hub id."""
+    """The tokenizer of a folder or hub id."""
     return AutoTokenizer.from_pretrained(check_path(path), trust_remote_code=trust_remote_code)
 
 
 def check_path(path: str | Path, key: str = "model.path") -> str:
     """The path, if it is a folder or can only be a hub id.
 
-    A mistyped folder would otherwise become a hub look-up with a minute of retries.
+    Errors: ConfigError for a mistyped folder. As a hub id it would cost a minute of retries.
     """
     text = str(path)
     folder = Path(text).expanduser()
     if folder.is_dir():
         return str(folder)
-    looks_local = not HUB_ID.fullmatch(text) or text.startswith(".")
-    if looks_local or ("/" in text and folder.parent.is_dir()):
-        raise ConfigError(f"{key}={text}: no such folder; give a folder with config.json or a hub id like org/name")
+    if not HUB_ID.fullmatch(text) or text.startswith(".") or ("/" in text and folder.parent.is_dir()):
+        raise ConfigError(f"{key}={text}: no such folder; type a folder with config.json or a hub id like org/name")
     return text
 
 
 def check_fits(model: PreTrainedModel, sources: dict[str, PairBatch]) -> None:
-    """Errors: ConfigError where a pair is longer than the model's positions, or has a token it has no embedding for."""
+    """Errors: ConfigError for a pair with more tokens than the model has positions, or a token without an embedding."""
     limit = getattr(model.config.get_text_config(), "max_position_embeddings", None)
     embeddings = model.get_input_embeddings().weight.shape[0]  # type: ignore[union-attr]
     for name, pairs in sources.items():
         longest = int((pairs.prompt.lengths + torch.maximum(pairs.chosen.lengths, pairs.rejected.lengths)).max())
         if limit is not None and longest > limit:
             raise ConfigError(
-                f"data.max_length: the longest pair of {name} has {longest} tokens, the model has {limit} positions; "
-                f"type data.max_length={limit}"
+                f"data.max_length: the longest pair of {name} has {longest} tokens, but the model has {limit} "
+                f"positions; type data.max_length={limit}"
             )
         largest = max(int(side.values.max()) for side in (pairs.prompt, pairs.chosen, pairs.rejected))
         if largest >= embeddings:
             raise ConfigError(
-                f"model.path: the tokenizer gives token {largest}, the model has {embeddings} embeddings; "
+                f"model.path: {name} has token {largest}, but the model has {embeddings} embeddings; "
                 "the tokenizer belongs to another model"
             )
 
@@ -120,14 +110,14 @@ def export(policy: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, folder: 
     """Write the policy in Hugging Face format: safetensors, configuration, tokenizer and a model card."""
     policy.save_pretrained(folder)
     if (backend := getattr(tokenizer, "backend_tokenizer", None)) is not None:
-        backend.no_padding()  # as the last call has left them, which a run that goes on may not make
+        backend.no_padding()  # settings of earlier calls, which a resumed run may not have made
         backend.no_truncation()
     tokenizer.save_pretrained(folder)
     (folder / "README.md").write_text(card, encoding="utf-8")
 
 
 def as_model(model: PreTrainedModel | str | Path | Mapping[str, Any], trust_remote_code: bool) -> PreTrainedModel:
-    """A model, the one of a folder or hub id, or one with fresh weights of a plain configuration. Dropout is off."""
+    """A given model, one loaded from a folder or hub id, or one with fresh weights from a plain configuration."""
     if isinstance(model, Mapping):
         return from_plain_config(dict(model))
     if isinstance(model, str | Path):

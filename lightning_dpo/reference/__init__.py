@@ -1,7 +1,7 @@
-"""Where reference log-probabilities come from: numbers on disk (cached), a frozen copy, or nowhere (None).
+"""Sources of reference log-probabilities: numbers on disk (cached), a frozen copy, or none (None).
 
-A reference is called with a batch and returns its TokenLogps. `bind` tells it the policy that it belongs to, `prepare`
-runs before training, and `live` lends a scorer for sequences that no data set holds (sampled completions).
+A reference is called with a batch and returns its TokenLogps. `bind` connects it to the policy, `prepare` runs before
+training, and `live` provides a scorer for sequences outside the data set, such as sampled completions.
 """
 
 from lightning_dpo.reference.base import Reference

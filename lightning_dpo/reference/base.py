@@ -1,6 +1,7 @@
-"""What every reference is."""
+"""The interface of references."""
 
 from collections.abc import Callable
+from contextlib import AbstractContextManager
 
 from lightning.pytorch import Trainer
 from torch import nn
@@ -18,38 +19,31 @@ class Reference(nn.Module):
     """
 
     has_distribution = False
-    """Whether it knows the probability of every token of the vocabulary, and not only of the responses' own."""
+    """Whether it knows the probability of every token of the vocabulary, not only of the responses' tokens."""
+    scorer: Scorer
+    """Of the reference model, for losses that use its whole distribution; only with `has_distribution`."""
+    forwards: int
+    """Forward passes over the pairs of the data set so far."""
 
     def __init__(self, path: str | None = None):
         super().__init__()
         self.path = path
-        self._scoring: Scoring = "auto"
 
     @property
     def is_start(self) -> bool:
         """Whether the reference is the policy before training."""
         return self.path is None
 
-    @property
-    def forwards(self) -> int:
-        """Forward passes over the pairs of the data set so far."""
-        raise NotImplementedError
-
     def bind(self, policy: PreTrainedModel, load: Callable[[str], PreTrainedModel], scoring: Scoring) -> None:
         """Called once, by the module that owns both; `load` builds a model from a path as the policy was built."""
         raise NotImplementedError
 
-    @property
-    def scorer(self) -> Scorer:
-        """The reference model itself, for losses that look at its whole distribution; only with `has_distribution`."""
-        raise NotImplementedError
-
     def prepare(self, policy: PreTrainedModel, trainer: Trainer) -> None:
-        """Called on every rank when a trainer sets up: before training, and before a validation by itself."""
+        """Called on every rank before training, and before a validation outside of training."""
 
     def forward(self, batch: PairBatch) -> TokenLogps:
         raise NotImplementedError
 
-    def live(self, trainer: Trainer):
-        """Context manager: a Scorer of the reference, on the trainer's device."""
+    def live(self, trainer: Trainer) -> AbstractContextManager[Scorer]:
+        """Within the context, a Scorer of the reference on the trainer's device."""
         raise NotImplementedError

@@ -14,7 +14,7 @@ from lightning_dpo.scoring import Scorer
 
 
 class CopyReference(Reference):
-    """A frozen second model beside the policy: moved and cast with it, left out of checkpoints and of the optimizer."""
+    """A frozen second model, moved and cast with the policy but left out of checkpoints and of the optimizer."""
 
     model: PreTrainedModel
     has_distribution = True
@@ -22,20 +22,16 @@ class CopyReference(Reference):
     def bind(self, policy, load, scoring):
         self.model = copy.deepcopy(policy) if self.path is None else load(self.path)
         self.model.requires_grad_(False).eval()
-        self._scorer, self._scoring = Scorer(self.model, scoring), scoring
+        self.scorer = Scorer(self.model, scoring)
 
     @property
     def forwards(self) -> int:
-        return self._scorer.forwards
-
-    @property
-    def scorer(self) -> Scorer:
-        return self._scorer
+        return self.scorer.forwards
 
     @torch.no_grad()
     def forward(self, batch: PairBatch) -> TokenLogps:
-        return self._scorer(batch)
+        return self.scorer(batch)
 
     @contextmanager
     def live(self, trainer: Trainer) -> Iterator[Scorer]:
-        yield Scorer(self.model, self._scoring)
+        yield Scorer(self.model, self.scorer.scoring)

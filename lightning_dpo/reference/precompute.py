@@ -1,8 +1,8 @@
-"""All pairs of a source through a reference, in large batches without gradients."""
+"""Score all pairs of a source with a reference, in large batches."""
 
 from collections.abc import Iterable, Iterator, Sequence
 from hashlib import blake2b
-from itertools import chain, islice
+from itertools import chain, pairwise
 
 import torch
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
@@ -12,27 +12,27 @@ from lightning_dpo.ragged import Ragged
 from lightning_dpo.scoring import Scorer
 
 FORWARD_TOKENS = 16384
-"""Tokens of one forward pass."""
+"""Tokens per forward pass."""
 PART_BATCHES = 32
-"""Forward passes of one part, which is what a run that was stopped has to compute again."""
+"""Forward passes per part. An interrupted run loses at most the part that it was computing."""
 
 
 class Precomputation:
-    """Cuts the pairs into `parts`, the same for the same pairs and layout, and computes a part when it is called.
+    """Cuts the pairs into `parts`, which depend on the pairs and the layout only, and computes a part when called.
 
-    Pairs that share a prompt are neighbours, so that it is computed once, and the longest come first, so that too large
-    a batch fails at once.
+    Pairs that share a prompt are neighbours, so that it is computed once. The longest come first, so that a batch too
+    large for the memory fails at once.
     """
 
     def __init__(self, scorer: Scorer, pairs: PairBatch, name: str):
         self.scorer, self.pairs, self.name = scorer, pairs, name
-        batches = self._batches(_by_prompt(pairs))
-        parts = iter(lambda: list(chain.from_iterable(islice(batches, PART_BATCHES))), [])
-        self.parts: list[list[int]] = list(parts)
+        batches = list(self._batches(_by_prompt(pairs)))
+        starts = range(0, len(batches), PART_BATCHES)
+        self.parts = [list(chain.from_iterable(batches[start : start + PART_BATCHES])) for start in starts]
         self.done = 0
 
     def _batches(self, rows: Iterable[int]) -> Iterator[list[int]]:
-        """Rows cut where a forward pass would exceed FORWARD_TOKENS, padding included where the layout pads."""
+        """Rows of each forward pass, at most FORWARD_TOKENS with the layout's padding; a longer pair goes alone."""
         sides = (self.pairs.prompt.lengths, self.pairs.chosen.lengths, self.pairs.rejected.lengths)
         total, longest = sum(sides).tolist(), (sides[0] + torch.maximum(*sides[1:])).tolist()  # type: ignore[union-attr]
         batch, tokens, widest = [], 0, 0
@@ -47,32 +47,26 @@ class Precomputation:
             yield batch
 
     def __call__(self, rows: Sequence[int]) -> TokenLogps:
-        """Log-probabilities of these pairs, on the CPU, with a progress bar over all pairs."""
-        chosen, rejected = [], []
-        bar = Progress(
-            TextColumn("reference log-probabilities ({task.description})"),
-            BarColumn(),
-            MofNCompleteColumn(),
-            TimeRemainingColumn(),
-            transient=len(rows) + self.done < len(self.pairs),
-        )
-        with bar:
+        """Log-probabilities of these pairs, on the CPU, with a progress bar over all pairs of the source."""
+        scored = []
+        label = TextColumn("reference log-probabilities ({task.description})")
+        columns = label, BarColumn(), MofNCompleteColumn(), TimeRemainingColumn()
+        with Progress(*columns, transient=len(rows) + self.done < len(self.pairs)) as bar:
             task = bar.add_task(self.name, total=len(self.pairs), completed=self.done)
             for batch in self._batches(rows):
-                scored = self.scorer(self.pairs.select(batch).to(self.scorer.model.device))
-                chosen.append(scored.chosen.to("cpu"))
-                rejected.append(scored.rejected.to("cpu"))
+                logps = self.scorer(self.pairs.select(batch).to(self.scorer.model.device))
+                scored.append([side.to("cpu") for side in logps])
                 self.done += len(batch)
                 bar.update(task, completed=self.done)
-        return TokenLogps(Ragged.cat(chosen), Ragged.cat(rejected))
+        return TokenLogps(*(Ragged.cat(side) for side in zip(*scored, strict=True)))
 
 
 def _by_prompt(pairs: PairBatch) -> list[int]:
-    """Row numbers with equal prompts side by side, the prompt with the longest sequence first."""
+    """Row numbers grouped by equal prompts, the prompt with the longest sequence first."""
     longest = (pairs.prompt.lengths + torch.maximum(pairs.chosen.lengths, pairs.rejected.lengths)).tolist()
     values, ends = pairs.prompt.values.numpy(), pairs.prompt.lengths.cumsum(0).tolist()
     groups: dict[bytes, list[int]] = {}
-    for row, (start, end) in enumerate(zip([0, *ends], ends, strict=False)):
+    for row, (start, end) in enumerate(pairwise([0, *ends])):
         groups.setdefault(blake2b(values[start:end].tobytes(), digest_size=8).digest(), []).append(row)
     ordered = sorted(groups.values(), key=lambda rows: -max(longest[row] for row in rows))
     return list(chain.from_iterable(ordered))

@@ -13,7 +13,7 @@ from typing import Any
 from lightning_dpo.errors import ConfigError
 from lightning_dpo.report import findings, plots
 from lightning_dpo.report.output import inline, png, svg
-from lightning_dpo.report.rows import Point, Row, Run, points, read, scores, table
+from lightning_dpo.report.rows import SAMPLES, Point, Row, Run, points, read, scores, table
 from lightning_dpo.report.series import data
 from lightning_dpo.run.records import read_record
 
@@ -81,11 +81,11 @@ def _figures(folder: Path, runs: list[Run], found: list[Point], score: str | Non
     drawn = findings.on_frontier(found, score)
     if score and drawn:
         optimum = findings.optimum(folder)
-        start = findings.start(runs, plots.SAMPLES + score)
+        start = findings.start(runs, SAMPLES + score)
         for width in plots.SIZES:
             figures[f"frontier {width}"] = plots.frontier(drawn, score, start, optimum.get("points"), width)
     if by_beta := findings.against_beta(found):
-        start = findings.start(runs, plots.SAMPLES + "length")
+        start = findings.start(runs, SAMPLES + "length")
         for width in plots.SIZES:
             figures[f"beta {width}"] = plots.against_beta(by_beta, start, width)
     if any(run.curves for run in runs):

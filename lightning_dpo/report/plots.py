@@ -10,11 +10,10 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
 from lightning_dpo.report.labels import place
-from lightning_dpo.report.rows import SAMPLES, Point, Run, scores
+from lightning_dpo.report.rows import Point, Run, scores
 
 LINES = ("#1f5fbf", "#b35900", "#00755e", "#a03a8c", "#7a6a00", "#0b7fa8", "#9c2f2f", "#5b4bb5")
-"""One colour per line, distinct for the colour-blind and dark enough for text on white. `style.css` has a second set for
-dark pages."""
+"""Distinct for the colour-blind and dark enough for text on white; `style.css` has another set for dark pages."""
 
 INK, FAINT, GRID = "#1c1f24", "#5c636e", "#dfe2e7"
 MARKERS = "osD^vPX*"

@@ -1,9 +1,10 @@
-"""Runs as they stand in their folders, finished or not, and as rows of a table."""
+"""Read the runs in their folders, finished or not; a table of them; means over seeds."""
 
 import csv
 import json
 import math
 from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from statistics import fmean, stdev
@@ -16,21 +17,20 @@ from lightning_dpo.run.records import JOB, is_running, read_record
 from lightning_dpo.signatures import leaves
 
 MARKS = ("config.yaml", "summary.json", "metrics.csv", JOB)
-"""One of these makes a folder a run."""
+"""A folder with one of these files is a run."""
 
 SAMPLES = "val/samples/"
-SIDES = ("chosen", "rejected")
 
 Row = dict[str, Any]
 
 
 @dataclass(frozen=True)
 class Run:
-    """One run; every number is None or absent where the run has not come so far.
+    """One run; numbers that it has not reached are None or absent.
 
-    `state`: done, running, failed, stopped, killed (it says running, and no process has its lock), or unfinished (alone
-    in its folder, without a summary). `config` has dotted keys. `start` and `end` are the metrics of the first and the
-    last validation and step, `curves` all of them as (step, value).
+    `state`: done, running, failed, stopped, killed (recorded as running, but no process has its lock), or unfinished
+    (not a sweep's job, without a summary). `config` has dotted keys. `start` and `end` are the metrics of the first and
+    the last validation and step, `curves` all of them as (step, value).
     """
 
     name: str
@@ -41,33 +41,33 @@ class Run:
     start: dict[str, float] = field(default_factory=dict)
     end: dict[str, float] = field(default_factory=dict)
     curves: dict[str, list[tuple[int, float]]] = field(default_factory=dict)
-    about: dict[str, Any] = field(default_factory=dict)
+    metadata: dict[str, Any] = field(default_factory=dict)
 
     @property
     def done(self) -> bool:
         return self.state == "done"
 
-    def moved(self, side: str) -> float | None:
-        """Change of the held-out mean log-probability of a side since the start, in nats; negative: it became rarer."""
+    def change(self, side: str) -> float | None:
+        """Change of a side's mean held-out log-probability since the start, in nats."""
         before, after = (values.get(f"val/logps/{side}") for values in (self.start, self.end))
         return None if before is None or after is None else after - before
 
     def samples(self) -> list[Row]:
-        """The rows of samples.jsonl; a last line that was cut by the run's end is left out."""
-        path = self.folder / "samples.jsonl"
-        return list(_json_lines(path)) if path.exists() else []
+        """The rows of samples.jsonl, without a last line that is incomplete."""
+        rows, path = [], self.folder / "samples.jsonl"
+        with suppress(FileNotFoundError, json.JSONDecodeError), open(path, encoding="utf-8") as file:
+            for line in file:
+                rows.append(json.loads(line))
+        return rows
 
 
 def read(folder: Path) -> list[Run]:
-    """Every run in or below a folder, by path; one that failed or did not finish is there too.
-
-    A run's own folder is not searched further, nor are hidden ones and what a sweep has put aside (`*.replaced`).
-    """
+    """All runs in or below a folder, finished or not, sorted by path."""
     return [_read(path, folder) for path in sorted(folders(folder), key=_numbered)]
 
 
 def folders(folder: Path) -> Iterator[Path]:
-    """The folders of runs, in no order."""
+    """The folders of runs, in no order. Skips what is inside a run, hidden folders, and `*.replaced` of a sweep."""
     if any((folder / mark).exists() for mark in MARKS):
         yield folder
         return
@@ -91,15 +91,15 @@ def _read(path: Path, top: Path) -> Run:
         state=state,
         error=job.get("error", "") if state == "failed" else "",
         config=_named(config, job.get("overrides", [])),
-        start=summary.get("metrics_at_start") or {name: points[0][1] for name, points in curves.items()},
-        end=summary.get("metrics") or {name: points[-1][1] for name, points in curves.items()},
+        start=summary.get("metrics_at_start") or {name: curve[0][1] for name, curve in curves.items()},
+        end=summary.get("metrics") or {name: curve[-1][1] for name, curve in curves.items()},
         curves=curves,
-        about=summary | {"began": job.get("began"), "overrides": job.get("overrides", [])},
+        metadata=summary | {"began": job.get("began"), "overrides": job.get("overrides", [])},
     )
 
 
 def _named(config: dict[str, Any], overrides: list[str]) -> dict[str, Any]:
-    """`loss._target_: lightning_dpo.losses.dpo` as `loss: dpo`, under the name that was typed where one was."""
+    """`loss._target_: lightning_dpo.losses.dpo` as `loss: dpo`, or as the name in the overrides."""
     typed = dict(o.lstrip("+~").split("=", 1) for o in overrides if "=" in o)
     named = {}
     for key, value in config.items():
@@ -120,24 +120,16 @@ def _curves(path: Path) -> dict[str, list[tuple[int, float]]]:
     return curves
 
 
-def _json_lines(path: Path) -> Iterator[Row]:
-    with open(path, encoding="utf-8") as file:
-        for line in file:
-            try:
-                yield json.loads(line)
-            except ValueError:
-                return
-
-
 def _numbered(path: Path) -> list[tuple[float, str]]:
-    """Sorts 10-... after 9-...: a sweep's folders may begin with the number of the job."""
+    """A sort key that puts the job folder `10-...` after `9-...`."""
     return [(int(n) if (n := part.split("-")[0]).isdigit() else 0, part) for part in path.parts]
 
 
 def differing(runs: list[Run]) -> list[str]:
-    """The keys of which two runs have different values; of keys that follow one another (beta, loss.beta) the first.
+    """The keys whose values differ between runs.
 
-    A key that only some runs have, such as a parameter of their loss, counts where those differ.
+    Of keys that change together (beta, loss.beta) only the first. A key that some runs lack, such as a parameter of
+    another loss, is compared between those that have it.
     """
     values: dict[str, list[str | None]] = {}
     for key in {key: None for run in runs for key in run.config}:
@@ -145,24 +137,27 @@ def differing(runs: list[Run]) -> list[str]:
         if not may_change(key, "report") and len(set(texts) - {None}) > 1:
             values[key] = texts
     keys = sorted(values, key=lambda key: (key.count("."), ("loss", "beta", "seed", key).index(key)))
-    return [k for i, k in enumerate(keys) if not any(_follows(values, k, other) for other in keys[:i])]
+    return [k for i, k in enumerate(keys) if not any(_repeats(values, k, other) for other in keys[:i])]
 
 
-def _follows(values: dict[str, list[str | None]], key: str, other: str) -> bool:
+def _repeats(values: dict[str, list[str | None]], key: str, other: str) -> bool:
     same_name = key.rpartition(".")[2] == other.rpartition(".")[2]
     return same_name and all(a is None or a == b for a, b in zip(values[key], values[other], strict=True))
 
 
 def scores(runs: list[Run]) -> list[str]:
-    """The names of the scorers' numbers, `reward` first: what a plain scorer returns."""
+    """The names of the scorers' numbers, `reward` first."""
     names = {name.removeprefix(SAMPLES): None for run in runs for name in run.end if name.startswith(SAMPLES)}
     return sorted((name for name in names if name != "length"), key=lambda name: name != "reward")
 
 
 def results(run: Run, score_names: list[str]) -> dict[str, float | None]:
-    """What a run came to on held-out pairs. `chosen` and `rejected` are changes of the mean log-probability since the
-    run's start and `margin` is their difference, in nats, so that losses and betas compare."""
-    chosen, rejected = (run.moved(side) for side in SIDES)
+    """The results of a run on held-out pairs.
+
+    `chosen` and `rejected` are changes of the mean log-probability since the run's start in nats, `margin` is their
+    difference; unlike rewards, they are comparable across losses and betas.
+    """
+    chosen, rejected = (run.change(side) for side in ("chosen", "rejected"))
     found = {
         "accuracy": run.end.get("val/rewards/accuracies"),
         "margin": None if chosen is None or rejected is None else chosen - rejected,
@@ -172,14 +167,14 @@ def results(run: Run, score_names: list[str]) -> dict[str, float | None]:
         **{name: run.end.get(SAMPLES + name) for name in score_names},
         "length": run.end.get(SAMPLES + "length"),
     }
-    objective = run.about.get("objective") or {}
+    objective = run.metadata.get("objective") or {}
     if objective.get("name") not in ("val/rewards/accuracies", "val/kl", *(SAMPLES + n for n in score_names), None):
         found[objective["name"]] = objective["value"]
     return found
 
 
 def table(runs: list[Run]) -> list[Row]:
-    """One row per run: its name and state, the config keys that differ, its results; an empty column is left out."""
+    """One row per run: its name and state, the keys that differ, its results. Empty columns are left out."""
     keys, names = differing(runs), scores(runs)
     rows = [
         {"run": run.name, "state": run.state, **{k: run.config.get(k) for k in keys}, **results(run, names)}
@@ -191,10 +186,10 @@ def table(runs: list[Run]) -> list[Row]:
 
 @dataclass(frozen=True)
 class Point:
-    """Finished runs that differ in their seed only.
+    """Finished runs that differ only in their seed.
 
-    `line`: what they share with the points of other betas. `mean` and `sd` (over seeds; 0 for a single one) by the
-    names of `results`. Of runs that repeat one another, seed included, the last one counts.
+    `line`: the settings shared with points at other betas. `mean` and `sd` (over seeds; 0 for a single one) have the
+    names of `results`. Of runs with the same seed only the last one counts.
     """
 
     line: str
@@ -206,7 +201,7 @@ class Point:
 
 
 def points(runs: list[Run]) -> list[Point]:
-    """Finished runs without their seeds, by line and then from the largest beta to the smallest."""
+    """Means of the finished runs over their seeds, by line and then from the largest beta to the smallest."""
     keys, names = [key for key in differing(runs) if key not in ("loss", "beta", "seed")], scores(runs)
     groups: dict[tuple[str, float | None], list[Run]] = {}
     for run in runs:

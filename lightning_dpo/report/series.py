@@ -1,31 +1,30 @@
-"""What the page's script draws and compares, small enough to stand in the page."""
+"""Curves and completions for the page's script, reduced to a size that fits in the page."""
 
 from collections import Counter
 from collections.abc import Iterable
 from typing import Any
 
-from lightning_dpo.report.plots import LINES, line_names
+from lightning_dpo.report.plots import LINES, curve_titles, line_names
 from lightning_dpo.report.rows import Point, Row, Run
 
 NUMBERS = 60_000
-"""Numbers of all curves together, about 0.5 MB."""
+"""Limit for all curves together, about 0.5 MB."""
 FEWEST = 4
-"""Points of a curve, however many there are."""
+"""Points that a curve keeps even beyond that limit."""
 CHARACTERS = 1_000_000
-"""Of all completions together."""
+"""Limit for all completions together."""
 
 
-def data(runs: list[Run], titles: dict[str, str], found: list[Point], score: str | None) -> dict[str, Any]:
-    lines = line_names(found)
+def data(runs: list[Run], found: list[Point], score: str | None) -> dict[str, Any]:
+    lines, titles = line_names(found), curve_titles(runs)
     line_of = {name: point.line for point in found for name in point.runs}
-    drawn = {name: title for name, title in titles.items() if any(f"val/{name}" in run.curves for run in runs)}
-    most = max(FEWEST, NUMBERS // max(1, 4 * len(runs) * len(drawn)))
+    most = max(FEWEST, NUMBERS // max(1, 4 * len(runs) * len(titles)))
     prompts: dict[str, int] = {}
     budget = CHARACTERS // (len(runs) + 1)
     completions = [_completions(run.samples(), score, prompts, budget) for run in runs]
     before = next((s for run in runs if (s := _completions(run.samples(), score, prompts, budget, first=True))), None)
     return {
-        "titles": drawn,
+        "titles": titles,
         "score": score,
         "runs": [
             {
@@ -33,7 +32,7 @@ def data(runs: list[Run], titles: dict[str, str], found: list[Point], score: str
                 "colour": lines.index(line_of[run.name]) % len(LINES) if run.name in line_of else None,
                 "curves": {
                     name: {side: thinned(run.curves.get(f"{side}/{name}", []), most) for side in ("val", "train")}
-                    for name in drawn
+                    for name in titles
                 },
                 "samples": samples,
             }
@@ -46,13 +45,13 @@ def data(runs: list[Run], titles: dict[str, str], found: list[Point], score: str
 
 
 def _best(runs: list[Run], score: str | None) -> int:
-    """Position of the run that the page shows first."""
+    """Index of the run that the page shows first."""
     metric = f"val/samples/{score}" if score else "val/rewards/accuracies"
     return max(range(len(runs)), key=lambda i: (runs[i].done, runs[i].end.get(metric, float("-inf"))))
 
 
 def thinned(curve: list[tuple[int, float]], most: int) -> list[tuple[float, float]]:
-    """At most that many points, each the mean of its neighbours.
+    """At most `most` points, each the mean of neighbours.
 
     >>> thinned([(1, 1.0), (2, 3.0), (3, 5.0), (4, 7.0)], 2)
     [(1.5, 2.0), (3.5, 6.0)]
@@ -70,12 +69,14 @@ def _rounded(values: Iterable[float]) -> float:
 def _completions(
     rows: list[Row], score: str | None, prompts: dict[str, int], budget: int, first: bool = False
 ) -> list[list[Any]]:
-    """[number of the prompt, how often it came before, text, score] of the last validation, or of the one before
-    training; the first ones that fit into the budget."""
+    """Completions of the last validation, or of the one before training, up to `budget` characters.
+
+    Each is [index of the prompt, number of the completion for it, text, score]. New prompts are added to `prompts`.
+    """
     steps = {row["step"] for row in rows}
     if not steps or (first and 0 not in steps):
         return []
-    step, seen, kept = 0 if first else max(steps), Counter(), []
+    step, counts, kept = 0 if first else max(steps), Counter(), []
     for row in rows:
         if row["step"] == step:
             prompt, text = str(row["prompt"]), str(row["text"])
@@ -83,6 +84,6 @@ def _completions(
             if budget < 0:
                 break
             number = prompts.setdefault(prompt, len(prompts))
-            kept.append([number, seen[number], text, row.get(score) if score else None])
-            seen[number] += 1
+            kept.append([number, counts[number], text, row.get(score) if score else None])
+            counts[number] += 1
     return kept

@@ -1,14 +1,12 @@
-"""The table of finished runs on a terminal."""
+"""The table of finished runs in the terminal."""
 
 from pathlib import Path
 
 from lightning_dpo.report.rows import differing, read, table
 
-LEFT_OUT = ("run", "state")
-
 
 def show(folder: Path) -> None:
-    """Print a line per finished run of a folder; nothing where there is none."""
+    """Print a line per finished run of a folder, if there are any."""
     from rich.box import SIMPLE_HEAD
     from rich.console import Console
     from rich.table import Column, Table
@@ -17,10 +15,10 @@ def show(folder: Path) -> None:
     if not runs:
         return
     rows, keys = table(runs), differing(runs)
-    named = len(runs) > 1 and len({tuple(row[key] for key in keys) for row in rows}) == len(runs) and len(keys) < 5
-    # Where what differs tells them apart, names would say it twice.
-    texts = [{k: v if k in keys else _number(v) for k, v in row.items() if k not in LEFT_OUT} for row in rows]
-    if not named:
+    texts = [{k: v if k in keys else _number(v) for k, v in row.items() if k not in ("run", "state")} for row in rows]
+    # A few keys that differ identify the runs; otherwise their names stand in place of the keys.
+    identified = len(runs) > 1 and len({tuple(row[key] for key in keys) for row in rows}) == len(runs) and len(keys) < 5
+    if not identified:
         texts = [{k: v for k, v in row.items() if k not in keys} for row in texts]
         texts = [{"run": name, **row} for name, row in zip(_short([r.name for r in runs]), texts, strict=True)]
     title = "held out, at the end of each run; margin, chosen, rejected: nats since its start"
@@ -30,7 +28,7 @@ def show(folder: Path) -> None:
         printed.add_row(*("" if v is None else str(v) for v in row.values()))
     console = Console(highlight=False, markup=False)
     if not console.is_terminal:
-        console.width = max(console.width, 120)  # a file or a pipe has room
+        console.width = max(console.width, 120)  # files and pipes have no width
     console.print(printed)
 
 
@@ -39,7 +37,7 @@ def _number(value: float | None) -> str:
 
 
 def _short(names: list[str]) -> list[str]:
-    """Folder names without the overrides that all jobs of a sweep share.
+    """Folder names without the parts that all of them share.
 
     >>> _short(["0-loggercsv-lossdpo", "1-loggercsv-lossipo"])
     ['0-lossdpo', '1-lossipo']

@@ -34,11 +34,8 @@ class Damaged(ValueError):
 
 
 class AtomicCheckpointIO(CheckpointIO):
-    """Writes and reads the checkpoints of a Trainer: `Trainer(plugins=[AtomicCheckpointIO()])`.
-
-    Writing a new `last.ckpt` renames the old one to `previous.ckpt`. Lightning's own writer uses $TMPDIR, which may be
-    on another disk; when that disk is full, it truncates the existing checkpoint.
-    """
+    """Writes and reads the checkpoints of a Trainer: `Trainer(plugins=[AtomicCheckpointIO()])`. Lightning's own writer
+    uses $TMPDIR, which may be on another disk; when that disk is full, it truncates the existing checkpoint."""
 
     def save_checkpoint(self, checkpoint: dict[str, Any], path: str | Path, storage_options: Any = None) -> None:
         """Errors: OSError with the path. An existing checkpoint is kept, at least as `previous.ckpt`."""
@@ -76,10 +73,7 @@ def _reason(error: BaseException) -> str:
 
 
 def read(path: Path, lazily: bool = False) -> dict[str, Any]:
-    """The checkpoint, on the CPU. Code in the file is never run.
-
-    Args:
-        lazily: memory-map the tensors.
+    """The checkpoint, on the CPU; `lazily` memory-maps its tensors. Code in the file is never run.
 
     Errors: Damaged for a file that is truncated or altered, or that holds more than tensors and plain values.
     """
@@ -97,10 +91,8 @@ def read(path: Path, lazily: bool = False) -> dict[str, Any]:
 
 
 def newest(folder: Path) -> Path | None:
-    """The newest complete checkpoint of a run; None before the first. A damaged one is renamed, with a warning.
-
-    Errors: ConfigError if every checkpoint is damaged.
-    """
+    """The newest complete checkpoint of a run; None before the first. A damaged one is renamed, with a warning. Errors:
+    ConfigError if every checkpoint is damaged."""
     damaged: dict[Path, Damaged] = {}
     for path in filter(Path.exists, (folder / LAST, folder / PREVIOUS)):
         try:

@@ -57,14 +57,14 @@ class RunFolder:
         return locked(self.path / LOCK, f"{key}: another process is running in this folder; type another output_dir")
 
     def finished(self) -> dict[str, Any] | None:
-        """The summary of a run that has finished here; None if none has, or if `resume_override` makes this another run.
+        """The summary of the run that finished here; None if none did, or if `resume_override` makes this another run.
 
         Errors: ConfigError if the folder holds another run, or any run with `resume=never`.
         """
         path = self.path / "summary.json"
         if self.cfg.resume == "never":
             self._refuse_used()
-        if not path.exists() or (self._from_elsewhere() and not self._started_from_same()):
+        if not path.exists() or self._starts_new_branch():
             return None
         summary = json.loads(path.read_text(encoding="utf-8"))
         return None if self._differs(summary["run"]) else summary
@@ -82,7 +82,7 @@ class RunFolder:
         if start is not None:
             self._compare(start, data)
             (self.path / "summary.json").unlink(missing_ok=True)  # the run is no longer finished
-        if start is None or start.absolute().parent != self.path / "checkpoints":
+        if start is None or self._is_elsewhere(start):
             if (self.path / "metrics.csv").exists():
                 log.warning("%s: the previous run here saved no checkpoint; starting again", self.path)
             for name in WRITTEN:
@@ -92,27 +92,26 @@ class RunFolder:
 
     def _start(self) -> Path | None:
         """The checkpoint to resume from."""
-        elsewhere = self._from_elsewhere()
-        if self.cfg.resume in ("auto", "never") or (elsewhere and self._started_from_same()):
-            own = checkpoint.newest(self.path / "checkpoints")
-            if own is not None or not elsewhere:
-                return own
-        elif elsewhere:
-            self._refuse_used()
+        if self.cfg.resume in ("auto", "never"):
+            return checkpoint.newest(self.path / "checkpoints")
         start = Path(self.cfg.resume)
+        if self._starts_new_branch():
+            self._refuse_used()
+        elif self._is_elsewhere(start) and (own := checkpoint.newest(self.path / "checkpoints")):
+            return own
         if not start.is_file():
             raise ConfigError(f"resume={start}: no such file; allowed: auto, never, the path of a checkpoint")
         return start
 
-    def _from_elsewhere(self) -> bool:
-        """Whether `resume` names a checkpoint in another folder."""
-        named = self.cfg.resume not in ("auto", "never")
-        return named and Path(self.cfg.resume).absolute().parent != self.path / "checkpoints"
+    def _is_elsewhere(self, path: Path) -> bool:
+        return path.absolute().parent != self.path / "checkpoints"
 
-    def _started_from_same(self) -> bool:
-        """Whether the run in this folder started with the same `resume`; then the same command continues it."""
+    def _starts_new_branch(self) -> bool:
+        """Whether `resume` names a checkpoint of another folder, and no run here has started from it yet."""
+        if self.cfg.resume in ("auto", "never") or not self._is_elsewhere(Path(self.cfg.resume)):
+            return False
         path = self.path / "config.yaml"
-        return path.exists() and OmegaConf.load(path).get("resume") == self.cfg.resume  # type: ignore[union-attr]
+        return not path.exists() or OmegaConf.load(path).get("resume") != self.cfg.resume  # type: ignore[union-attr]
 
     def _refuse_used(self) -> None:
         """Errors: ConfigError if a run has started in this folder."""

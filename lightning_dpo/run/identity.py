@@ -1,6 +1,6 @@
 """The identity of a run: its settings and the contents of the files that they name.
 
-Its fingerprint decides whether a run may resume, whether a sweep skips a job, and which keys a report compares.
+They decide whether a run may resume, whether a sweep skips a job, and which keys a report compares.
 """
 
 import hashlib
@@ -22,7 +22,8 @@ PLACES = ("output_dir", "run_name", "sweep_name", "logger", "resume", "resume_ov
 """Where a run's numbers go and how it resumes. Values that other keys take from these (`${output_dir}`) are ignored."""
 
 MAY_CHANGE: dict[str, tuple[str, ...]] = {
-    **dict.fromkeys((*PLACES, "hydra", "trainer.default_root_dir", "reference.cache_dir"), ("resume", "sweep", "report")),
+    **dict.fromkeys((*PLACES, "hydra", "trainer.default_root_dir"), ("resume", "sweep", "report")),
+    "reference.cache_dir": ("resume", "sweep", "report"),
     "objective": ("resume", "report"),
     **dict.fromkeys(
         (f"trainer.{n}" for n in ("max_time", "enable_progress_bar", "enable_model_summary")), ("resume", "sweep")
@@ -30,10 +31,10 @@ MAY_CHANGE: dict[str, tuple[str, ...]] = {
     **dict.fromkeys((f"data.{n}" for n in ("num_workers", "num_proc", "cache_dir")), ("resume", "sweep")),
     **dict.fromkeys((f"data.{n}" for n in ("report", "report_plot", "report_ches")), ("resume", "sweep")),
 }
-"""Keys, with all below them, that change no number, and where another value still means the same run."""
+"""Keys (and all below them) that change no number, and where another value of them still means the same run."""
 
 ADDED: dict[str, Any] = {}
-"""Keys newer than a saved run may be, and the value that keeps the previous behaviour."""
+"""Keys that runs of older versions lack, and the value that keeps their behaviour."""
 
 CHANGED_DEFAULTS: dict[tuple[str, Any, Any], str] = {
     ("scheduler.warmup_steps", 0.1, 0): "scheduler=constant has no warm-up since 0.2.0"
@@ -54,7 +55,7 @@ def may_change(key: str, where: str) -> bool:
 
 
 def fingerprint(cfg: DictConfig) -> dict[str, Any]:
-    """The resolved configuration as {dotted key: value}, without PLACES and secrets, with hashes of the files it names."""
+    """The resolved configuration as {dotted key: value}, without PLACES and secrets; with hashes of its files."""
     cfg = cfg.copy()
     with open_dict(cfg):
         for key in PLACES:
@@ -65,10 +66,8 @@ def fingerprint(cfg: DictConfig) -> dict[str, Any]:
 
 
 def differences(previous: Mapping[str, Any], current: Mapping[str, Any], where: str = "resume") -> list[str]:
-    """The settings that make it another run, as `key old -> new`, with what to type if a default has changed.
-
-    A file that could not be read then or now is not a difference: the run itself reports missing files.
-    """
+    """The settings that make it another run, as `key old -> new`, with what to type if a default has changed. An
+    unreadable file, then or now, is not a difference: the run itself reports it."""
     found = []
     for key in {**previous, **current}:
         old, new = previous.get(key, ADDED.get(key)), current.get(key)
@@ -87,11 +86,8 @@ def changed_default(key: str, old: Any, new: Any) -> str:
 
 def _equal(key: str, old: Any, new: Any) -> bool:
     """A function or class that has moved within the package is the same."""
-    both = (old, new)
-    targets = all(isinstance(name, str) and name.startswith("lightning_dpo.") for name in both)
-    return old == new or (
-        targets and key.endswith(("_target_", "scorer")) and _imported(old) is _imported(new) is not None
-    )
+    named = key.endswith(("_target_", "scorer")) and all(str(name).startswith("lightning_dpo.") for name in (old, new))
+    return old == new or (named and _imported(old) is _imported(new) is not None)
 
 
 def _imported(dotted: str) -> Any:

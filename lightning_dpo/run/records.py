@@ -24,10 +24,7 @@ def read_record(path: Path) -> dict[str, Any]:
 
 @contextmanager
 def locked(lock: Path, message: str) -> Iterator[None]:
-    """Keep other processes out. The operating system releases the lock of a process that is killed.
-
-    Errors: ConfigError with the message if another process holds the lock.
-    """
+    """Keep other processes out; a killed process loses its lock. Errors: ConfigError(message) if another has it."""
     try:
         with FileLock(lock, timeout=0):
             yield

@@ -18,7 +18,7 @@ def begin_epoch(trainer: L.Trainer, epochs: int) -> None:
     or validations, or trains one epoch too many, depending on which validation came last."""
     loop = trainer.fit_loop
     loop.epoch_progress.total, loop.epoch_progress.current = (_ProcessedTracker(*[epochs] * 4) for _ in range(2))
-    loop._restarting = loop.epoch_loop.restarting = False  # the fit loop's own setter may set True if max_steps is set
+    loop._restarting = loop.epoch_loop.restarting = False  # the fit loop's setter gives True with max_steps
     for part in (loop, loop.epoch_loop, loop.epoch_loop.val_loop):
         part.reset_restart_stage()
 

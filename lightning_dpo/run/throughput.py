@@ -11,15 +11,13 @@ COUNTED = ("pairs", "tokens", "seconds", "validated_at")
 
 
 class Throughput(L.Callback):
-    """Counts pairs and tokens in training. A prompt counts once per pair; padding does not count.
-
-    `validated_at` is the number of optimizer steps at the last validation.
-    """
+    """Counts pairs and tokens in training. A prompt counts once per pair; padding does not count."""
 
     def __init__(self):
         self.pairs = self.tokens = 0
         self.seconds = 0.0
         self.validated_at: int | None = None
+        """Optimizer steps at the last validation."""
 
     def on_validation_end(self, trainer, pl_module) -> None:
         self.validated_at = trainer.global_step

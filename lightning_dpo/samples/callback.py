@@ -1,8 +1,8 @@
-"""Completions during validation: their KL to the reference, a scorer's view of them, and the texts themselves."""
+"""Completions during validation: their KL to the reference, their scores and their texts."""
 
 import json
 from collections.abc import Callable, Iterable, Sequence
-from itertools import islice
+from itertools import cycle, islice
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -15,22 +15,22 @@ from lightning_dpo.data.sets import PairSet
 from lightning_dpo.files import LineFile
 from lightning_dpo.module import DPOModule
 from lightning_dpo.samples.generate import generate
-from lightning_dpo.samples.measures import Completion, _sums, distinct_prompts, named_scores, summarise
+from lightning_dpo.samples.measures import Completion, distinct_prompts, named_scores, summarise, summed_logps
 
 
 class SampleCallback(L.Callback):
     """Draws completions at temperature 1 for the distinct prompts of the validation set, in turn.
 
     Logs `val/kl`, the mean of log π(y) - log π_ref(y) over the completions y (an unbiased estimate of the KL divergence
-    in nats per sequence) and its standard error `val/kl_se`; `val/samples/length` in tokens; and `val/samples/<name>`
+    in nats per sequence) with its standard error `val/kl_se`, `val/samples/length` in tokens, and `val/samples/<name>`
     for each score. Texts go to `samples.jsonl` and, with W&B, to a table.
 
     Args:
-        n: completions; 0 draws none. Where there are fewer prompts, each gets several.
-        every: draw at every this many validations, and at the last.
-        max_new_tokens: a completion that has not ended by then is cut.
+        n: number of completions; 0 draws none. With fewer prompts than this, prompts repeat.
+        every: draw at every this many validations, and at the last one.
+        max_new_tokens: longer completions are truncated.
         scorer: texts of the completions -> one number each (logged as `reward`), or a dict of such lists by name.
-        seed: of the draws; the same at each validation, so that completions compare.
+        seed: of the draws; the same at each validation, so that completions are comparable.
         output_dir: folder of `samples.jsonl`; None writes no file.
     """
 
@@ -61,54 +61,40 @@ class SampleCallback(L.Callback):
         self._write(trainer)
 
     def state_dict(self) -> dict[str, Any]:
-        first, last = ([c._asdict() for c in completions] for completions in (self.first, self.last))
         return {
             "validations": self.validations,
             "lines": self.file.lines if self.file else 0,
-            "first": first,
-            "last": last,
+            "first": [completion._asdict() for completion in self.first],
+            "last": [completion._asdict() for completion in self.last],
         }
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Also cuts off of `samples.jsonl` what was written after this state."""
+        """Also truncates `samples.jsonl` to the lines of this state."""
         self.validations = state_dict["validations"]
         self.first, self.last = ([Completion(**c) for c in state_dict[name]] for name in ("first", "last"))
         if self.file is not None:
             self.file.cut(state_dict["lines"])
 
     def draw(self, trainer: L.Trainer, module: DPOModule) -> list[Completion]:
-        """Completions of the policy as it is now."""
+        """Completions of the current policy."""
         datamodule: Any = trainer.datamodule  # type: ignore[attr-defined]
-        prompts = self._prompts(module, datamodule.val_sets.values())
+        prompts, length = self._prompts(module, datamodule.val_sets.values()), self.max_new_tokens
         with torch.no_grad(), trainer.precision_plugin.forward_context():
             responses = generate(
-                module.policy,
-                prompts,
-                max_new_tokens=self.max_new_tokens,
-                stop_ids=datamodule.stop_ids,
-                seed=self.seed,
+                module.policy, prompts, max_new_tokens=length, stop_ids=datamodule.stop_ids, seed=self.seed
             )
-            logps = _sums(module.scorer, prompts, responses)
+            logps = summed_logps(module.scorer, prompts, responses)
             ref_logps: Sequence[float | None] = [None] * len(prompts)
             if module.reference is not None:
                 with module.reference.live(trainer) as scorer:
-                    ref_logps = _sums(scorer, prompts, responses)
+                    ref_logps = summed_logps(scorer, prompts, responses)
         decode = datamodule.tokenizer.decode
         texts = [decode(ids, skip_special_tokens=True) for ids in responses]
-        scores = named_scores(self.scorer, texts)
-        return [
-            Completion(
-                prompt=decode(prompt),
-                text=text,
-                tokens=len(ids),
-                logp=logp,
-                ref_logp=ref_logp,
-                scores={name: values[i] for name, values in scores.items()},
-            )
-            for i, (prompt, text, ids, logp, ref_logp) in enumerate(
-                zip(prompts, texts, responses, logps, ref_logps, strict=True)
-            )
-        ]
+        named = named_scores(self.scorer, texts)
+        scores = [{name: values[i] for name, values in named.items()} for i in range(len(texts))]
+        tokens = [len(ids) for ids in responses]
+        columns = zip(map(decode, prompts), texts, tokens, logps, ref_logps, scores, strict=True)
+        return [Completion(*column) for column in columns]
 
     def _prompts(self, module: DPOModule, sets: Iterable[PairSet]) -> list[list[int]]:
         limit = getattr(module.policy.config.get_text_config(), "max_position_embeddings", None)
@@ -117,17 +103,17 @@ class SampleCallback(L.Callback):
         if not prompts:
             raise ValueError(
                 f"samples.max_new_tokens={self.max_new_tokens}: no validation prompt leaves that much room in the "
-                f"model's {limit} positions; give fewer, or samples.n=0 for no completions"
+                f"model's {limit} positions; type a smaller number, or samples.n=0 for no completions"
             )
-        return [prompts[i % len(prompts)] for i in range(self.n)]
+        return list(islice(cycle(prompts), self.n))
 
     def _write(self, trainer: L.Trainer) -> None:
-        rows = [{"step": trainer.global_step, **{k: v for k, v in c._asdict().items() if k != "scores"}, **c.scores}
-                for c in self.last]  # fmt: skip
+        rows = [{"step": trainer.global_step, **c._asdict()} for c in self.last]
+        for row in rows:
+            row.update(row.pop("scores"))
         if self.file is not None:
             self.file.append(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
         for logger in trainer.loggers:
             if hasattr(logger, "log_table"):
-                columns = list(rows[0])
-                data = [[row[c] for c in columns] for row in rows]
+                columns, data = list(rows[0]), [list(row.values()) for row in rows]
                 logger.log_table("val/samples", columns=columns, data=data, step=trainer.global_step)  # type: ignore[attr-defined]

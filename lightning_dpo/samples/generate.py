@@ -1,4 +1,4 @@
-"""Completions from a causal language model, drawn from exactly the distribution that scoring measures."""
+"""Completions from a causal language model, drawn from the same distribution that scoring measures."""
 
 from collections.abc import Sequence
 
@@ -18,21 +18,19 @@ def generate(
     seed: int,
     batch_size: int = 256,
 ) -> list[list[int]]:
-    """One completion per prompt at temperature 1, without any filter or penalty, the end token included.
+    """Token ids of one completion per prompt, at temperature 1 without filters or penalties, end token included.
 
     Args:
         prompts: token ids, at least one token each.
         stop_ids: a completion ends with the first of these, or after `max_new_tokens`.
-        seed: the only source of randomness; the global generators are left as they were.
-
-    Returns token ids, one list per prompt, in the order of the prompts.
+        seed: the only source of randomness; the global generators keep their state.
     """
-    # Prompts of like length share a batch; the order is a function of the prompts alone.
+    # Prompts of similar length share a batch; the order depends on the prompts only.
     order = sorted(range(len(prompts)), key=lambda i: len(prompts[i]))
     completions: dict[int, list[int]] = {}
     devices = [model.device] if model.device.type == "cuda" else []
     own_config = model.generation_config
-    # An explicit config still inherits what it leaves open (a repetition penalty, say) from the model's own.
+    # An explicit config inherits what it does not set, such as a repetition penalty, from the model's own.
     model.generation_config = GenerationConfig()
     try:
         with plain_attention(model), torch.random.fork_rng(devices=devices):
@@ -64,6 +62,6 @@ def _generate_batch(model, prompts, max_new_tokens: int, stop_ids: list[int]) ->
 
 
 def _until_stop(ids: list[int], stop_ids: list[int]) -> list[int]:
-    """What follows the end token is padding, whatever its id."""
+    """The tokens up to the first stop token; the rest is padding, whatever its id."""
     end = next((i for i, token in enumerate(ids) if token in stop_ids), len(ids) - 1)
     return ids[: end + 1]

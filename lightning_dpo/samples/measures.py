@@ -1,6 +1,6 @@
-"""What is measured on completions: KL to the reference, scores, lengths."""
+"""Measurements of completions: KL to the reference, scores, lengths."""
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any, NamedTuple
 
 import torch
@@ -10,7 +10,7 @@ from lightning_dpo.ragged import Ragged
 from lightning_dpo.scoring import Scorer
 
 SCORE_ROWS = 64
-"""Completions per forward pass when they are scored."""
+"""Completions per forward pass of scoring."""
 
 
 class Completion(NamedTuple):
@@ -37,9 +37,9 @@ def distinct_prompts(sets: Iterable[PairSet]) -> Iterator[list[int]]:
 
 
 def named_scores(scorer: Callable[[list[str]], Any] | None, texts: list[str]) -> dict[str, list[float]]:
-    """A scorer's numbers by name; a plain list is the reward.
+    """A scorer's numbers by name; a plain list is named `reward`.
 
-    Errors: ValueError for a scorer that does not return one number per text.
+    Errors: ValueError unless the scorer returns one number per text.
     """
     if scorer is None:
         return {}
@@ -52,25 +52,23 @@ def named_scores(scorer: Callable[[list[str]], Any] | None, texts: list[str]) ->
 
 
 def summarise(completions: list[Completion]) -> dict[str, float]:
-    """Means over completions: `kl` and, of two or more, `kl_se` (nats per sequence), `samples/length` and
+    """Means over completions: `kl` and, for two or more, `kl_se` (nats per sequence), `samples/length` and
     `samples/<score>`."""
-    summary = {"samples/length": _mean([c.tokens for c in completions])}
+    n = len(completions)
+    summary = {"samples/length": sum(c.tokens for c in completions) / n}
     ratios = torch.tensor([c.logp - c.ref_logp for c in completions if c.ref_logp is not None], dtype=torch.float64)
     if len(ratios):
         summary["kl"] = ratios.mean().item()
         if len(ratios) > 1:
             summary["kl_se"] = (ratios.std(correction=1) / len(ratios) ** 0.5).item()
     for name in completions[0].scores:
-        summary[f"samples/{name}"] = _mean([c.scores[name] for c in completions])
+        # Not fmean, which rounds differently.
+        summary[f"samples/{name}"] = sum(c.scores[name] for c in completions) / n
     return summary
 
 
-def _mean(values: Sequence[float]) -> float:
-    return sum(values) / len(values)
-
-
-def _sums(scorer: Scorer, prompts: list[list[int]], responses: list[list[int]]) -> list[float]:
-    """log p(response | prompt), in the order of the prompts."""
+def summed_logps(scorer: Scorer, prompts: list[list[int]], responses: list[list[int]]) -> list[float]:
+    """log p(response | prompt) of each response, in nats, in the order of the prompts."""
     device, sums = scorer.model.device, []
     for start in range(0, len(prompts), SCORE_ROWS):
         rows = slice(start, start + SCORE_ROWS)

@@ -126,8 +126,8 @@ def _chunk(states: States, targets: Tensor, chunk_logits: int | None) -> int:
 
 
 class _LinearLogps(torch.autograd.Function):
-    """log softmax(rows @ weight.T + bias)[targets]. The backward pass computes (onehot - softmax) times the gradient, one
-    chunk at a time, and sums the weight's gradient over the chunks in float32."""
+    """log softmax(rows @ weight.T + bias)[targets]. The backward pass computes (onehot - softmax) times the gradient,
+    one chunk at a time, and sums the weight's gradient over the chunks in float32."""
 
     @staticmethod
     def forward(ctx: Any, rows: Tensor, weight: Tensor, bias: Tensor | None, targets: Tensor, chunk: int) -> Tensor:

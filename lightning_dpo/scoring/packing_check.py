@@ -81,7 +81,7 @@ def _disagreement(model: PreTrainedModel, segments: Any, difference: float) -> s
     if segments.calls != config.num_hidden_layers:
         return f"{segments.calls} of {config.num_hidden_layers} layers use the attention function"
     if not difference <= (HALF if model.dtype.itemsize < 4 else TOLERANCE):
-        return f"logits of packed rows differ from the model's own by {difference:.2g} (relative)"
+        return f"logits of packed rows differ by {difference:.2g} (relative) from the model's own"
     # A window longer than the probe's rows changes no logits, so look for it in the arguments of the attention calls.
     kinds = getattr(config, "layer_types", None)
     slides = "sliding_attention" in kinds if kinds else getattr(config, "sliding_window", None) is not None

@@ -57,7 +57,7 @@ class Scorer:
     def __init__(self, model: PreTrainedModel, scoring: Scoring = "auto", chunk_logits: int | None = None):
         self.model = model
         self.chunk_logits = chunk_logits
-        self.scoring = scoring
+        self.scoring: Scoring = scoring
         self.why_not_packed = None if scoring == "padded" else why_not_packed(model)
         """Why `auto` pads batches; None where it does not."""
         self._refuse()
@@ -131,9 +131,7 @@ class Scorer:
 
     def _refuse(self) -> None:
         if self.scoring == "shared_prefix" and self.why_not_packed:
-            raise ConfigError(
-                f"scoring=shared_prefix is unsound here: {self.why_not_packed}; type scoring=auto or padded"
-            )
+            raise ConfigError(f"scoring=shared_prefix is unsound: {self.why_not_packed}; type scoring=auto or padded")
 
     def _forward(self, layouts: list[Layout], tokens: Tensor | None) -> tuple[States, Tensor | None]:
         parts, order, routed = [], [], []

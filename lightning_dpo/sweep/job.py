@@ -1,8 +1,7 @@
-"""One job of a sweep is a folder: `job.json` says what runs there and how it ended, `output.log` what it printed.
+"""A job of a sweep and its folder: `job.json` records its state, `output.log` what it printed.
 
-A job that is done is not run again while its configuration is the same. One that broke off resumes. One whose
-configuration has changed starts anew, and its previous folder is kept beside the sweep's, in `<sweep>.replaced/`; one
-that only a changed default makes another run is refused.
+A finished job with the same configuration is skipped; an unfinished one resumes. If the configuration has changed, the
+old files are moved to `<sweep>.replaced/` and the job starts again. If only a default has changed, the job is refused.
 """
 
 import gc
@@ -32,28 +31,29 @@ log = logging.getLogger(__name__)
 
 OUTPUT = "output.log"
 STAYING = {JOB, LOCK, OUTPUT, "train.log"}
-"""Not moved or emptied: they belong to the folder, whichever run is in it."""
+"""Files that stay when those of an old run are moved."""
 
 
 class JobFailed(RuntimeError):
-    """A job failed, and its folder says how. It travels between processes, and holds no frames, so no model either."""
+    """A job failed; its folder holds the details. Launchers send it between processes, so it carries a message only."""
 
 
 def run_in_folder(
     folder: Path, cfg: DictConfig, body: Callable[[], float | None], invocation: str, overrides: list[str]
 ) -> float | None:
-    """Run one job in its folder, or skip it where it is done; returns its objective.
+    """Run a job in its folder, or skip it if it is done; returns its objective.
 
     Args:
-        body: the run itself; what it prints goes to the folder's `output.log`.
-        invocation: of the sweep; two of its jobs cannot share a folder.
-        overrides: those in which it differs from the sweep's other jobs.
+        body: the run; its output goes to `output.log` in the folder.
+        invocation: identifies this start of the sweep, in which two jobs must not share a folder.
+        overrides: the overrides in which the jobs differ.
 
-    Errors: JobFailed for whatever went wrong inside; SystemExit and KeyboardInterrupt pass.
+    Errors: JobFailed for any Exception; SystemExit and KeyboardInterrupt pass.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    record: dict[str, Any] = {"invocation": invocation, "overrides": overrides, "began": _now()}
-    running = f"process {read_record(folder / JOB).get('pid')} is running this job; wait for it, or end it"
+    began = datetime.now(UTC).isoformat(timespec="seconds")
+    record: dict[str, Any] = {"invocation": invocation, "overrides": overrides, "began": began}
+    running = f"process {read_record(folder / JOB).get('pid')} is running this job; wait for it, or stop it"
     try:
         with locked(folder / LOCK, running):
             if read_record(folder / REFUSED).get("invocation") != invocation:
@@ -71,13 +71,13 @@ def run_in_folder(
             if changes:
                 _move_away(folder, previous, changes)
             return _run(folder, cfg, body, record)
-    except (ConfigError, OSError) as error:  # the folder is another one's, and its job.json too
+    except (ConfigError, OSError) as error:  # not in job.json, which may belong to another process
         write_json(folder / REFUSED, {**record, "state": "failed", "error": _one_line(error), "log": None})
         raise JobFailed(_one_line(error)) from None
 
 
 def _refuse_changed_defaults(previous: dict[str, Any], config: dict[str, Any]) -> None:
-    """The same command must not train a finished job again because this version has another default."""
+    """Errors: ConfigError if a default has changed: the same command must not train finished jobs again."""
     hints = [hint for key in config if (hint := identity.changed_default(key, previous.get(key), config[key]))]
     if hints:
         raise ConfigError(f"{hints[0]}, or type another sweep_name=...")
@@ -110,21 +110,21 @@ def _run(folder: Path, cfg: DictConfig, body: Callable[[], float | None], record
 
 
 def _move_away(folder: Path, previous: dict[str, Any], changes: list[str]) -> None:
-    """Keep what a run of another configuration left, where no report of the sweep counts it."""
+    """Keep the files of a run with another configuration, outside the folder that the sweep's report reads."""
     target = folder.parent.with_name(f"{folder.parent.name}.replaced") / f"{folder.name}-{time.time_ns()}"
     target.mkdir(parents=True)
     shutil.copy2(folder / JOB, target)
     for path in [path for path in folder.iterdir() if path.name not in STAYING]:
         shutil.move(path, target)
     listed = "; ".join(changes)
-    log.warning("%s: its configuration has changed (%s); its previous files are now in %s", folder.name, listed, target)
+    log.warning("%s: the configuration has changed (%s); its previous files are now in %s", folder.name, listed, target)
 
 
 @contextmanager
 def printed_to(path: Path) -> Iterator[None]:
-    """What this process and its children print is appended to a file meanwhile."""
+    """Append the output of this process and its children to a file."""
     append = partial(open, path, "a", buffering=1, encoding="utf-8")
-    with append() as out, append() as err:  # two: W&B wraps both, and would see one twice
+    with append() as out, append() as err:  # two files: W&B wraps both streams, and would capture one file twice
         sys.stdout.flush()
         sys.stderr.flush()
         saved = {number: os.dup(number) for number in (1, 2)}
@@ -142,7 +142,7 @@ def printed_to(path: Path) -> Iterator[None]:
 
 @contextmanager
 def isolated() -> Iterator[None]:
-    """What a job changes in its process and its memory does not reach the next one."""
+    """Undo what a job changes in its process, and free its memory, before the next one."""
     before = dict(os.environ)
     try:
         yield
@@ -150,9 +150,7 @@ def isolated() -> Iterator[None]:
         for name in set(os.environ) - set(before):
             del os.environ[name]
         os.environ.update(before)
-        if "torch" in sys.modules:
-            import torch
-
+        if torch := sys.modules.get("torch"):
             torch.use_deterministic_algorithms(False)
             torch.backends.cudnn.benchmark = False
             torch.set_float32_matmul_precision("highest")
@@ -162,7 +160,3 @@ def isolated() -> Iterator[None]:
 
 def _one_line(error: BaseException) -> str:
     return secrets.redact(f"{type(error).__name__}: {' '.join(str(error).split())}")
-
-
-def _now() -> str:
-    return datetime.now(UTC).isoformat(timespec="seconds")

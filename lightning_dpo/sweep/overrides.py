@@ -1,5 +1,6 @@
-"""What a sweep's command says: which keys vary, how many jobs that makes, and what cannot be together."""
+"""The command line of a sweep: which keys vary, how many jobs there are, what is refused, how to type it again."""
 
+import math
 import re
 import shlex
 import shutil
@@ -14,37 +15,37 @@ from omegaconf import DictConfig, OmegaConf
 from lightning_dpo.config.request import Request
 from lightning_dpo.errors import ConfigError
 
-OF_ONE_JOB = {
-    "output_dir": "would put every job into one folder; type sweep_name=... or hydra.sweep.dir=...",
-    "run_name": "would give every job one name; jobs are named by their overrides; type sweep_name=... for all of them",
+NOT_IN_SWEEP = {
+    "output_dir": "would put all jobs into one folder; type sweep_name=... or hydra.sweep.dir=...",
+    "run_name": "would give all jobs one name; they are named by their overrides; type sweep_name=... for the sweep",
 }
 """Keys that a sweep refuses, and why."""
 
 
 def refuse_in_sweep(typed: list[str], launcher: str) -> None:
-    """Errors: ConfigError for what a sweep would ignore or spoil, or cannot do here."""
-    for key, reason in OF_ONE_JOB.items():
-        if any(override.lstrip("+").startswith(f"{key}=") for override in typed):
-            raise ConfigError(f"{key}=... in a sweep {reason}")
+    """Errors: ConfigError for an override or launcher that does not work in a sweep."""
     for override in typed:
-        if override.startswith("resume=") and override not in ("resume=auto", "resume=never"):
+        key, _, value = override.lstrip("+").partition("=")
+        if key in NOT_IN_SWEEP:
+            raise ConfigError(f"{key}=... in a sweep {NOT_IN_SWEEP[key]}")
+        if key == "resume" and value not in ("auto", "never"):
             raise ConfigError(f"{override} in a sweep would start every job from one checkpoint; type resume=auto")
     if launcher == "submitit_slurm" and shutil.which("sbatch") is None:
         raise ConfigError(
-            "launcher=submitit_slurm: there is no sbatch here; type it on a login node of the cluster, "
+            "launcher=submitit_slurm: sbatch is not installed here; start the sweep on a login node of the cluster, "
             "or type launcher=submitit_local or launcher=joblib"
         )
 
 
 def refuse_without_sweep(typed: list[str]) -> None:
-    """Errors: ConfigError for a key that means nothing to a single run."""
+    """Errors: ConfigError for a key that a single run would ignore."""
     for override in typed:
         if override.lstrip("+").partition("=")[0] in ("sweep_name", "launcher"):
             raise ConfigError(f"{override} without a sweep; type -m, with several values for a key: -m beta=0.1,0.5")
 
 
 def parsed(config: DictConfig) -> list[Override]:
-    """What varies and what does not, the last word on each key only."""
+    """The overrides of the configuration and of the command line; the last one of each key."""
     params = OmegaConf.select(config, "hydra.sweeper.params") or {}
     texts = [*(f"{key}={value}" for key, value in params.items()), *config.hydra.overrides.task]
     return list({o.key_or_group: o for o in OverridesParser.create().parse_overrides(texts)}.values())
@@ -54,20 +55,16 @@ def varied(overrides: Sequence[Override]) -> set[str]:
     return {o.key_or_group for o in overrides if o.is_sweep_override()}
 
 
-def jobs_of(overrides: Sequence[Override], config: DictConfig) -> int | None:
-    """The size of the grid; None for a search or a glob, which say it themselves."""
+def grid_size(overrides: Sequence[Override], config: DictConfig) -> int | None:
+    """The size of the grid; None for a search or a glob, whose size is not known yet."""
     grid = config.hydra.runtime.choices["hydra/sweeper"] == "basic"
     if not grid or any(o.value_type == ValueType.GLOB_CHOICE_SWEEP for o in overrides):
         return None
-    total = 1
-    for override in overrides:
-        if override.is_sweep_override():
-            total *= len(list(override.sweep_string_iterator()))
-    return total
+    return math.prod(len(list(o.sweep_string_iterator())) for o in overrides if o.is_sweep_override())
 
 
 def quoted(value: str) -> str:
-    r"""A text as Hydra reads it again on its command line.
+    r"""A value, quoted where necessary for Hydra's command line.
 
     >>> quoted("outputs/a-1"), quoted("my runs/it's, b\\")
     ('outputs/a-1', "'my runs/it\\'s, b\\\\'")
@@ -79,7 +76,7 @@ def quoted(value: str) -> str:
 
 
 def typed_line(*more: str) -> str:
-    """What was typed, with further overrides beside those that it has: apart from them no parser would take them."""
+    """The command as it was typed, with further overrides directly after the typed ones, as argparse requires."""
     program = sys.argv[0] if sys.argv[0].startswith("lightning-dpo") else "python -m lightning_dpo.train"
     arguments = sys.argv[1:]
     typed = get_args_parser().parse_args(arguments).overrides
@@ -89,6 +86,6 @@ def typed_line(*more: str) -> str:
 
 
 def resuming_command(request: Request) -> str:
-    """What resumes a single run: what was typed, with the run's folder where its name is the time."""
+    """The command that resumes a single run: as typed, with the run's folder if its name was generated."""
     named = any(override.lstrip("+").startswith("output_dir=") for override in request.overrides)
     return typed_line(*(() if named else (f"output_dir={quoted(request.cfg.output_dir)}",)))

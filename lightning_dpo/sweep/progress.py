@@ -1,28 +1,22 @@
-"""What a sweep prints while its jobs run, wherever they run: it reads their `job.json` files."""
+"""Progress of a sweep on the terminal, read from the `job.json` files, in whatever processes the jobs run."""
 
 import os
 import threading
-import time
-from collections.abc import Iterable
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 from lightning_dpo.run.records import is_running, read_record
 
-LOOK_EVERY = 0.5
-"""Seconds."""
-
 Record = dict[str, Any]
 
 
 class Overview(threading.Thread):
-    """A line for each job that begins or ends, on what was the standard output when the sweep began.
+    """Prints a line when a job begins or ends, on the standard output that the sweep started with.
 
     Args:
-        folder: of the sweep.
-        invocation: jobs of former ones, which may stand in the same folder, are left out.
-        total: number of jobs; None where nobody knows, as in a search.
+        invocation: identifies this start of the sweep; jobs of earlier ones are left out.
+        total: number of jobs; None if unknown, as in a search.
     """
 
     def __init__(self, folder: Path, invocation: str, total: int | None):
@@ -31,97 +25,91 @@ class Overview(threading.Thread):
         self.shown: dict[Path, str] = {}
         self.at_once = 1
         self.terminal = os.fdopen(os.dup(1), "w", encoding="utf-8")
-        self.over = threading.Event()
+        self.closed = threading.Event()
 
     def run(self) -> None:
-        while not self.over.wait(LOOK_EVERY):
-            self.look()
+        while not self.closed.wait(0.5):  # seconds
+            self.update()
 
     def close(self) -> None:
-        self.over.set()
+        self.closed.set()
         self.join()
-        self.look()
+        self.update()
         self.terminal.close()
 
-    def look(self) -> None:
+    def update(self) -> None:
         found = records(self.folder, self.invocation)
         for path, record in sorted(found.items(), key=lambda item: item[1]["state"] == "running"):
             if self.shown.get(path) != record["state"]:
                 self.shown[path] = record["state"]
-                seen = [found[p] | {"state": state} for p, state in self.shown.items()]
-                print(line(path.parent.name, record, seen, self.total, self.at_once), file=self.terminal, flush=True)
+                jobs = [found[p] | {"state": state} for p, state in self.shown.items()]
+                print(line(path.parent.name, record, jobs, self.total, self.at_once), file=self.terminal, flush=True)
         self.at_once = max(self.at_once, sum(state == "running" for state in self.shown.values()))
 
 
 def records(folder: Path, invocation: str) -> dict[Path, Record]:
-    """The records of one sweep's jobs, by file, in the order in which they began."""
+    """The records of a sweep's jobs by file, in the order in which they began."""
     found = {path: read_record(path) for path in folder.glob("*/job*.json")}
     ours = {path: record for path, record in found.items() if record.get("invocation") == invocation}
     return dict(sorted(ours.items(), key=lambda item: (item[1]["began"], item[0])))
 
 
 def running(folder: Path, invocation: str) -> set[int]:
-    """The process ids of one sweep's jobs that run."""
-    found = records(folder, invocation).values()
-    return {r["pid"] for r in found if r["state"] == "running" and "pid" in r}
+    """The process ids of a sweep's running jobs."""
+    return {r["pid"] for r in records(folder, invocation).values() if r["state"] == "running" and "pid" in r}
 
 
-def line(name: str, record: Record, seen: Iterable[Record], total: int | None, at_once: int = 1) -> str:
-    """One job as it is now.
+def line(name: str, record: Record, jobs: list[Record], total: int | None, at_once: int = 1) -> str:
+    """The line about one job.
 
     Args:
-        seen: the records of all jobs so far, this one included.
+        jobs: the records of all jobs so far, including this one.
         at_once: see `seconds_left`.
     """
-    seen = list(seen)
-    ended = sum(r["state"] != "running" for r in seen)
+    ended = sum(r["state"] != "running" for r in jobs)
     count = f"{ended}/{total}" if total else str(ended)
     state = "skipped" if record.get("skipped") else record["state"]
-    said = f"[{count}] {state:8} {name}"
-    if record["state"] == "done":
-        said += _result(record, seen)
-    if record["state"] == "failed":
-        said += f"   {record['error'][:200]}"
-    if record["state"] != "running" and total and (left := seconds_left(seen, total, at_once)):
-        said += f"   {duration(left)} left"
-    return said
+    parts = [f"[{count}] {state:8} {name}"]
+    if record["state"] == "done" and record["objective"]["value"] is None:
+        parts.append("no objective")
+    elif record["state"] == "done":
+        parts += [f"{record['objective']['name']} {record['objective']['value']:.4g}", f"best {best(jobs):.4g}"]
+        if not record.get("skipped"):
+            parts.append(format_seconds(record["seconds"]))
+    elif record["state"] == "failed":
+        parts.append(record["error"][:200])
+    if record["state"] != "running" and total and (left := seconds_left(jobs, total, at_once)):
+        parts.append(f"{format_seconds(left)} left")
+    return "   ".join(parts)
 
 
-def _result(record: Record, seen: list[Record]) -> str:
-    name, value = record["objective"]["name"], record["objective"]["value"]
-    if value is None:
-        return "   no objective"
-    said = f"   {name} {value:.4g}   best {best(seen):.4g}"
-    return said if record.get("skipped") else f"{said}   {duration(record['seconds'])}"
-
-
-def best(seen: Iterable[Record]) -> float:
-    """The best objective so far; of a loss or a KL the smallest, of anything else the largest."""
-    found = [r["objective"] for r in seen if r["state"] == "done" and r["objective"]["value"] is not None]
+def best(jobs: list[Record]) -> float:
+    """The best objective so far: the smallest loss or KL, the largest of any other metric."""
+    found = [r["objective"] for r in jobs if r["state"] == "done" and r["objective"]["value"] is not None]
     pick = min if found[0]["name"].endswith(("loss", "kl")) else max
     return pick(objective["value"] for objective in found)
 
 
-def seconds_left(seen: list[Record], total: int, at_once: int, now: datetime | None = None) -> float | None:
-    """As long as the jobs that have run took on average, for those that have not; None before the first has.
+def seconds_left(jobs: list[Record], total: int, at_once: int, now: datetime | None = None) -> float | None:
+    """Estimated from the mean time of the finished jobs; None before the first has finished.
 
     Args:
-        at_once: the most jobs that were seen to run at the same time. Not those of this moment: a line is printed when
-            a job ends, and its place is empty then.
+        at_once: the largest number of jobs seen running together. The current number is too small when a job has just
+            ended, which is when a line is printed.
     """
-    took = [r["seconds"] for r in seen if r["state"] == "done" and not r.get("skipped")]
-    running = [r for r in seen if r["state"] == "running"]
-    left = total - len(seen) + len(running)
+    took = [r["seconds"] for r in jobs if r["state"] == "done" and not r.get("skipped")]
+    began = [datetime.fromisoformat(r["began"]) for r in jobs if r["state"] == "running"]
+    left = total - len(jobs) + len(began)
     if not took or left <= 0:
         return None
     mean, now = sum(took) / len(took), now or datetime.now(UTC)
-    done = sum(min(mean, (now - datetime.fromisoformat(r["began"])).total_seconds()) for r in running)
+    done = sum(min(mean, (now - start).total_seconds()) for start in began)
     return (mean * left - done) / min(left, at_once)
 
 
-def duration(seconds: float) -> str:
+def format_seconds(seconds: float) -> str:
     """
-    >>> duration(17.4), duration(100), duration(8000)
+    >>> format_seconds(17.4), format_seconds(100), format_seconds(8000)
     ('17 s', '1 min 40 s', '2 h 13 min')
     """
     minutes, rest = divmod(round(seconds), 60)
@@ -131,18 +119,13 @@ def duration(seconds: float) -> str:
 
 
 def failures(folder: Path, invocation: str) -> list[str]:
-    """Each failed job in three lines: its folder and overrides, its error, where its output stands. A job that says it
-    is running while no process has its lock was killed."""
-    told = []
+    """Three lines about each failed job: folder and overrides, error, log file. A job whose record says "running" has
+    been killed if no process holds its lock."""
+    messages = []
     for path, record in records(folder, invocation).items():
         killed = record["state"] == "running" and not is_running(path.parent)
         if record["state"] == "failed" or killed:
-            error = record.get("error", "its process ended without a word (killed, or out of memory?)")
+            error = record.get("error", "its process ended without an error message (killed, or out of memory?)")
             log = record["log"] or path
-            told.append(f"  {path.parent.name}   {' '.join(record['overrides'])}\n    {error}\n    {log}")
-    return told
-
-
-def stamp() -> str:
-    """A name for a sweep that has none."""
-    return time.strftime("%Y-%m-%d_%H-%M-%S")
+            messages.append(f"  {path.parent.name}   {' '.join(record['overrides'])}\n    {error}\n    {log}")
+    return messages

@@ -1,4 +1,4 @@
-"""The worker processes of launcher=joblib: a GPU for each, and every job saved when the sweep is stopped."""
+"""Worker processes of launcher=joblib: each has one GPU, and a stopped sweep saves every running job."""
 
 import multiprocessing
 import os
@@ -13,7 +13,7 @@ from lightning_dpo.run.signals import NUMBERS
 
 
 def gpu_of(process: str, gpus: Sequence[str]) -> str:
-    """Round robin over the worker processes, which keep their device.
+    """The GPU of a worker process, assigned round robin; a worker keeps its GPU.
 
     >>> [gpu_of(f"LokyProcess-{n}", ["0", "1", "2"]) for n in (1, 2, 3, 4)], gpu_of("MainProcess", ["5"])
     (['0', '1', '2', '0'], '5')
@@ -23,42 +23,40 @@ def gpu_of(process: str, gpus: Sequence[str]) -> str:
 
 
 @contextmanager
-def saved_when_stopped() -> Iterator[None]:
-    """Around a job, in its worker: a worker that is stopped takes no further job."""
-    os.setpgid(0, 0)  # Ctrl-C reaches the parent alone, which hands it on: two signals would end a job unsaved
-    _handle(_leave)
+def handling_signals() -> Iterator[None]:
+    """Around a job, in its worker: a signal saves the job, and the worker takes no other."""
+    os.setpgid(0, 0)  # Ctrl-C then reaches the parent only, which forwards it; a second signal would end a job unsaved
+    _handle(_exit_at_first)
     try:
         yield
     except SystemExit as end:
-        _park(int(end.code or 0))
+        _wait_for_parent(int(end.code or 0))
     finally:
-        _handle(lambda number, frame: _park(128 + number))
+        _handle(lambda number, frame: _wait_for_parent(128 + number))
 
 
 def stop(running: Callable[[], Collection[int]], wait: bool) -> None:
-    """In the process that launches: let the jobs of the workers, if there are any, be saved, and end the workers.
+    """In the launching process: have the workers save their jobs, then end the workers.
 
     Args:
-        running: the process ids of the jobs that run at this moment.
-        wait: whether jobs are waited for; otherwise their workers are killed.
+        running: returns the process ids of the running jobs.
+        wait: false: kill the workers at once.
     """
-    # By name: the loader of a job that runs here may have child processes too.
+    # By name, because the data loader of a job in this process may have child processes too.
     workers: list[Any] = [c for c in multiprocessing.active_children() if c.name.startswith("LokyProcess")]
-    told: list[Any] = []
+    signalled: set[Any] = set()
     while wait:
         pids = running()
-        busy = [worker for worker in workers if worker.pid in pids and worker.is_alive()]
+        busy = {worker for worker in workers if worker.pid in pids and worker.is_alive()}
         if not busy:
             break
-        for worker in busy:
-            if worker not in told:  # a worker that was between two jobs at first is told when the next has begun
-                worker.terminate()
-        told += busy
+        for worker in busy - signalled:  # a worker that was between two jobs is signalled when the next has begun
+            worker.terminate()
+        signalled |= busy
         time.sleep(0.05)
     for worker in workers:
-        if worker.pid is not None:  # loky's processes have no kill()
-            with suppress(ProcessLookupError):
-                os.kill(worker.pid, signal.SIGKILL)
+        with suppress(ProcessLookupError):
+            os.kill(worker.pid, signal.SIGKILL)  # processes of loky have no kill()
         worker.join()
 
 
@@ -67,14 +65,14 @@ def _handle(handler: Callable[[int, Any], Any]) -> None:
         signal.signal(number, handler)
 
 
-def _leave(number: int, frame: Any) -> None:
-    _handle(signal.SIG_IGN)  # type: ignore[arg-type]  one signal is enough
+def _exit_at_first(number: int, frame: Any) -> None:
+    _handle(signal.SIG_IGN)  # type: ignore[arg-type]  later signals must not interrupt saving
     sys.exit(128 + number)
 
 
-def _park(code: int) -> None:
-    """In a worker whose job is saved: loky kills all workers as soon as one has ended, and others may still be saving.
-    The parent ends them all, or has itself ended."""
+def _wait_for_parent(code: int) -> None:
+    """In a worker whose job is saved: wait until the parent kills it, or has itself ended. loky would kill all workers
+    as soon as one exits, and others may still be saving."""
     parent = os.getppid()
     while os.getppid() == parent:
         time.sleep(0.05)

@@ -1,8 +1,7 @@
-"""The published formulas in plain numbers of 260 digits: no torch, no rearrangement, one pair or one batch at a time.
+"""The published formulas with 260 digits: no torch, no rearrangement, one pair or one batch at a time.
 
-A row has S_w, S_l (policy), R_w, R_l (reference), n_w, n_l (tokens), and, where a method asks for them, K_w, K_l
-(sequential KL divergences), C_w, C_l (collision terms) and margin. `still` is the same row (or batch) out of reach of
-the derivative: what a method puts under "no gradient".
+A row has S_w, S_l (policy), R_w, R_l (reference), n_w, n_l (tokens), K_w, K_l (sequential KL divergences), C_w, C_l
+(collision terms) and margin. `still` is the same row (or batch) without derivatives, for what has "no gradient".
 """
 
 from types import SimpleNamespace as Row
@@ -10,11 +9,11 @@ from types import SimpleNamespace as Row
 import mpmath
 from mpmath import mp, mpf
 
-mp.dps = 260  # log(1 + e^-500) keeps its digits in the plain form
+mp.dps = 260  # enough for log(1 + e^-500) in its plain form
 
 
 class Dual:
-    """A number and its derivatives by some variables: the chain rule, and nothing else."""
+    """A number and its derivatives with respect to some variables."""
 
     def __init__(self, value, slopes):
         self.value, self.slopes = mpf(value), slopes
@@ -69,13 +68,13 @@ def log(x):
 
 
 def value_and_slopes(f, rows, names=("S_w", "S_l", "K_w", "K_l")):
-    """f(rows, still) and its derivatives by these numbers of each row: by name, a list over rows."""
+    """f(rows, still) and its derivatives with respect to these numbers: by name, a list over rows."""
     variables = [(i, name) for i in range(len(rows)) for name in names]
     moving = [Row(**vars(r)) for r in rows]
     for k, (i, name) in enumerate(variables):
         slopes = [mpf(j == k) for j in range(len(variables))]
         setattr(moving[i], name, Dual(getattr(rows[i], name), slopes))
-    result = f(moving, rows) + Dual(0, [mpf(0)] * len(variables))  # a constant has slopes too
+    result = f(moving, rows) + Dual(0, [mpf(0)] * len(variables))  # a constant gets slopes of 0
     by_name = {name: [d for d, (_, n) in zip(result.slopes, variables, strict=True) if n == name] for name in names}
     return result.value, by_name
 
@@ -297,7 +296,7 @@ def kto_pair(batch, still, beta):
 
 
 def beta_dpo(batch, still, beta, a, m0, drop=0):
-    """Only the pairs nearest to m0 take part, in the mean gap and in the loss."""
+    """Only the pairs nearest to m0 count, in the mean gap and in the loss."""
     nearest = sorted(range(len(batch)), key=lambda i: abs(h(still[i]) - m0))
     kept = nearest[: len(batch) - int(drop * len(batch))]
     adapted = max(mpf("0.001"), beta * (1 + a * (mean(h(still[i]) for i in kept) - m0)))

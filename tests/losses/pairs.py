@@ -20,7 +20,7 @@ REFERENCE_FREE = {name for name, text in TEXTS.items() if "override /reference: 
 
 
 def shipped(name: str, **changes):
-    """The loss as its YAML names it; `delta` and the like are changed by keyword."""
+    """The loss of a YAML, with changed parameters."""
     node = OmegaConf.create(TEXTS[name])
     node.update({"seed": 0, **({"beta": changes.pop("beta")} if "beta" in changes else {})})
     if name == "odpo" and "offset" not in changes:
@@ -30,14 +30,14 @@ def shipped(name: str, **changes):
 
 
 def parameters(name: str) -> dict:
-    """The parameters in its YAML."""
+    """The parameters in the YAML of a loss."""
     node = OmegaConf.create(TEXTS[name])
     node.update({"seed": 0})
     return {k: v for k, v in OmegaConf.to_container(node.loss, resolve=True).items() if not k.startswith("_")}  # type: ignore
 
 
 def sixty_fourths(n: int, generator: torch.Generator, low: float, high: float) -> list[float]:
-    """Random numbers that float32 holds exactly, as it does their sums."""
+    """Random numbers that are exact in float32, as are their sums."""
     return (torch.randint(int(64 * low), int(64 * high), (n,), generator=generator) / 64).tolist()
 
 
@@ -67,7 +67,7 @@ def from_tokens(policy: TokenLogps, reference: TokenLogps | None, **more) -> Pai
 
 
 def full(pairs: int = 5, seed: int = 0, dtype=torch.float64, longest: int = 20) -> PairLogps:
-    """Everything that any loss may ask for."""
+    """Pairs with every field that a loss may need."""
     g = torch.Generator().manual_seed(seed + 100)
     collision = -3 * torch.rand((2, pairs), generator=g, dtype=dtype) - 1
     kl = 4 * torch.rand((2, pairs), generator=g, dtype=dtype)
@@ -89,7 +89,7 @@ def changed(logps: PairLogps, **fields) -> PairLogps:
 
 
 def with_tokens(logps: PairLogps, chosen: Tensor, rejected: Tensor) -> PairLogps:
-    """The same pairs with other log-probabilities of the policy's tokens, end to end."""
+    """The same pairs with other token log-probabilities of the policy, end to end."""
     assert logps.tokens is not None
     sides = (Ragged(v, side.lengths) for v, side in zip((chosen, rejected), logps.tokens, strict=True))
     tokens = TokenLogps(*sides)
@@ -97,12 +97,12 @@ def with_tokens(logps: PairLogps, chosen: Tensor, rejected: Tensor) -> PairLogps
 
 
 def permuted(logps: PairLogps, order: list[int]) -> PairLogps:
-    def pick(value):
+    def permute(value):
         if isinstance(value, Tensor):
             return value[order]
         return value and TokenLogps(*(side.select(order) for side in value))
 
-    return PairLogps(**{k: pick(v) for k, v in vars(logps).items()})
+    return PairLogps(**{k: permute(v) for k, v in vars(logps).items()})
 
 
 def swapped(logps: PairLogps) -> PairLogps:

@@ -1,4 +1,4 @@
-"""What every loss of conf/loss keeps, whatever its formula."""
+"""Properties of every loss of conf/loss, whatever its formula."""
 
 import inspect
 
@@ -27,11 +27,11 @@ from tests.losses.pairs import (
 WITH_REFERENCE = sorted(set(NAMES) - REFERENCE_FREE)
 NO_REFERENCE = dict(ref_chosen=None, ref_rejected=None, ref_tokens=None)
 IN_NATS = {"cal_dpo", "ipo", "sppo_hard"}
-"""Their margin is u - v, which they hold against a target in nats."""
+"""Their margin is u - v in nats, without beta."""
 OWN_MARGIN = {
     *("aot", "aot_unpaired", "beta_dpo", "chipo", "hdpo", "ld_dpo", "rdpo", "sampo", "sigmoid_norm", "tdpo1", "tdpo2"),
 }
-"""Their margin is the argument of σ, which is more than the difference of the rewards."""
+"""Their margin is the argument of σ, which is not the difference of the rewards."""
 WITHOUT_BETA = {"orpo", "slic", "simper", "sft"}
 
 
@@ -61,14 +61,14 @@ class TestContract:
 
     def test_gradients_agree_with_finite_differences(self, name):
         if name in ("wpo", "kto_pair", "beta_dpo"):
-            pytest.skip("a stopped gradient, which a finite difference does not see; the oracle does")
+            pytest.skip("finite differences ignore a stopped gradient; test_oracle.py covers it")
         logps, loss = full(3, longest=4), shipped(name)
         if isinstance(loss, torch.nn.Module):
             loss.eval()
         leaves = (logps.tokens.chosen.values, logps.tokens.rejected.values)
         assert torch.autograd.gradcheck(lambda *values: loss(with_tokens(logps, *values)).loss, leaves)
 
-    def test_its_yaml_explains_itself(self, name):
+    def test_its_yaml_documents_beta_and_the_paper(self, name):
         text = TEXTS[name]
         if name in WITHOUT_BETA:
             assert "\nbeta:" not in text and "No beta" in text or "no beta" in text
@@ -76,20 +76,20 @@ class TestContract:
             assert "\nbeta:" in text and "# beta: " in text
         assert "arXiv" in text or name in ("cdpo", "sft", "mix")
 
-    def test_it_is_well_documented(self, name):
+    def test_its_docstring_has_equation_parameters_value_and_source(self, name):
         doc = get_method(f"lightning_dpo.losses.{target(name)}").__doc__
         doc = " ".join(doc.split())
         assert " L = " in doc
         assert "Args:" in doc and "References:" in doc
         assert "where the policy equals the reference" in doc or "where a policy equals its reference" in doc
 
-    def test_a_default_is_the_documented_one_from_python_too(self, name):
+    def test_defaults_in_yaml_and_python_are_those_of_the_papers(self, name):
         expected = {"beta": 0.1, **DEFAULTS.get(name, {})}
-        given = {k: v for k, v in parameters(name).items() if k not in ("seed", "terms", "weights")}
-        assert given == {k: v for k, v in expected.items() if v is not ABSENT}
+        in_yaml = {k: v for k, v in parameters(name).items() if k not in ("seed", "terms", "weights")}
+        assert in_yaml == {k: v for k, v in expected.items() if v is not ABSENT}
         signature = inspect.signature(getattr(losses, target(name))).parameters
-        own = {k: p.default for k, p in signature.items() if p.default is not p.empty and k in given}
-        assert own == {k: given[k] for k in own}
+        in_python = {k: p.default for k, p in signature.items() if p.default is not p.empty and k in in_yaml}
+        assert in_python == {k: in_yaml[k] for k in in_python}
 
 
 ABSENT = object()
@@ -129,7 +129,7 @@ DEFAULTS = {
     "tdpo2": {"alpha": 0.5},
     "wpo": {"beta": 0.01, "clamp": True},
 }
-"""What differs from beta 0.1 alone, from the papers; where a paper has none, the YAML says so."""
+"""Defaults from the papers other than beta 0.1 only. Where a paper has none, the YAML says so."""
 
 
 def target(name: str) -> str:
@@ -144,33 +144,33 @@ class TestWithReference:
         torch.testing.assert_close(result.chosen_reward, 0.3 * (logps.chosen - logps.ref_chosen).detach())
         torch.testing.assert_close(result.rejected_reward, 0.3 * (logps.rejected - logps.ref_rejected).detach())
 
-    def test_the_margin_is_the_difference_of_the_rewards_or_what_its_docstring_says(self, name):
+    def test_the_margin_is_the_difference_of_the_rewards_unless_documented_otherwise(self, name):
         result = shipped(name, beta=0.3)(full())
         difference = result.chosen_reward - result.rejected_reward
         if name in IN_NATS:
             difference = difference / 0.3
         assert torch.allclose(result.margin, difference) != (name in OWN_MARGIN)
 
-    def test_without_a_reference_it_says_what_to_type(self, name):
+    def test_without_a_reference_the_error_names_what_to_type(self, name):
         with pytest.raises(ReferenceRequired, match="reference=cached"):
             shipped(name)(changed(full(), **NO_REFERENCE))
 
 
 @pytest.mark.parametrize("name", sorted(OWN_MARGIN))
-def test_a_margin_of_its_own_is_the_argument_of_the_loss(name):
+def test_another_margin_is_the_argument_of_the_loss(name):
     result = shipped(name, beta=0.3, **({"drop": 0.0} if name == "beta_dpo" else {}))(full())
     torch.testing.assert_close(result.loss, -logsigmoid(result.margin))
 
 
 @pytest.mark.parametrize("name", sorted(REFERENCE_FREE - {"orpo"}))
 def test_the_margin_of_a_reference_free_loss_is_the_difference_of_its_rewards(name):
-    """But for orpo's, the difference of log-odds."""
+    """Except orpo's, which is the difference of log-odds."""
     result = shipped(name)(full())
     torch.testing.assert_close(result.margin, result.chosen_reward - result.rejected_reward)
 
 
 @pytest.mark.parametrize("name", sorted(REFERENCE_FREE))
-def test_a_reference_free_loss_does_not_look_at_a_reference(name):
+def test_a_reference_free_loss_does_not_use_a_reference(name):
     with_one, without = shipped(name)(full()), shipped(name)(changed(full(), **NO_REFERENCE))
     for field, value in vars(with_one).items():
         assert torch.equal(value, getattr(without, field))
@@ -195,7 +195,7 @@ def test_a_reference_free_loss_does_not_look_at_a_reference(name):
         ("hdpo", dict(alpha=0)),
     ],
 )  # fmt: skip
-def test_a_parameter_out_of_its_range_is_named(name, wrong):
+def test_a_parameter_out_of_range_is_named(name, wrong):
     (key,) = wrong
     with pytest.raises(ArgumentError, match=f"^{key}: found"):
         check_arguments(getattr(losses, target(name)), wrong, given_later=True)
@@ -213,7 +213,7 @@ def test_mismatched_shapes_are_named():
         changed(full(5), tokens=full(4).tokens)
 
 
-def test_a_loss_that_is_not_given_what_it_needs_says_what():
+def test_a_missing_field_is_named():
     with pytest.raises(ValueError, match="chosen_collision"):
         shipped("wpo")(changed(full(), chosen_collision=None))
     with pytest.raises(ValueError, match="found neither"):
@@ -222,7 +222,7 @@ def test_a_loss_that_is_not_given_what_it_needs_says_what():
         shipped("odpo", offset=1.0)(full())
 
 
-def test_needs_are_seen_through_partials_and_sums():
+def test_needs_of_partials_and_sums():
     assert needs_of(shipped("tdpo1")) == {"reference_kl"} and needs_of(shipped("dpo")) == frozenset()
     assert needs_of(shipped("bco_pair")) == {"whole_batch"} and not needs_of(shipped("bco_pair", shift=False))
     dpo, sft, wpo = (shipped(name) for name in ("dpo", "sft", "wpo"))
@@ -233,7 +233,7 @@ def test_needs_are_seen_through_partials_and_sums():
     }  # fmt: skip
 
     @needs("tokens")
-    def own(logps):
+    def custom(logps):
         return losses.dpo(logps, beta=1.0)
 
-    assert needs_of(own) == {"tokens"}
+    assert needs_of(custom) == {"tokens"}

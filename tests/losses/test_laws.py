@@ -1,4 +1,4 @@
-"""What the theory of each method says: values and slopes at the start, invariances, limits."""
+"""Known properties of each method: values and slopes at the reference, invariances, limits."""
 
 from functools import partial
 from math import exp, log
@@ -14,7 +14,7 @@ LOG2 = log(2)
 
 
 def start(pairs: int = 4) -> PairLogps:
-    """Policy = reference: 3 and 5 tokens of -1/2 nats a pair, K = 0, and collision terms that make WPO's weights 1."""
+    """Policy = reference: 3 and 5 tokens of -1/2 nats per pair, K = 0, and collision terms that give WPO weights of 1."""
     _, reference = random_tokens(pairs, longest=2)
     policy = type(reference)(*(type(s).from_rows([[-0.5] * n] * pairs, dtype=torch.float64)
                                for s, n in zip(reference, (3, 5), strict=True)))  # fmt: skip
@@ -72,7 +72,7 @@ def test_the_value_where_the_policy_equals_its_reference(name, value):
 
 
 def test_the_value_of_beta_dpo_at_the_start():
-    """One pair in five is left out, and the mean over the others stands for all."""
+    """One pair in five is dropped, and the mean is over the others."""
     loss = shipped("beta_dpo")(start(5)).loss
     assert loss.mean().item() == pytest.approx(LOG2) and sorted(loss.tolist())[0] == 0
 
@@ -84,7 +84,7 @@ def test_every_loss_has_a_value_at_the_start():
 
 
 def test_ld_dpo_of_the_policy_alone_has_a_gap_at_the_start():
-    """The rejected side is 5 tokens of -1/2, its last 2 at weight 1/2: half a nat short."""
+    """The rejected side has 5 tokens of -1/2 nats, the last 2 with weight 1/2: half a nat less."""
     assert shipped("ld_dpo", policy_only=True)(start()).loss[0].item() == pytest.approx(L(0.1 * -0.5))
 
 
@@ -173,8 +173,8 @@ def test_limits():
     assert losses.dr_dpo(logps, beta=0.1, beta_prime=1e7).loss[0].item() == pytest.approx(dpo(logps).loss.mean().item())
 
 
-def test_ipo_pulls_back_beyond_its_target():
-    """IPO is not monotone: beyond a gap of 1/(2 beta) = 5 nats a larger gap costs."""
+def test_ipo_penalises_a_gap_beyond_its_target():
+    """IPO is not monotone: the loss rises beyond a gap of 1/(2 beta) = 5 nats."""
     gap = torch.tensor([4.0, 5.0, 6.0])
     zero = torch.zeros(3)
     result = losses.ipo(PairLogps(gap, zero, ref_chosen=zero, ref_rejected=zero), beta=0.1)
@@ -195,11 +195,11 @@ def test_orpo_is_finite_where_a_response_is_certain():
         chosen, one = torch.tensor([certain], requires_grad=True), torch.tensor([1])
         loss = losses.orpo(PairLogps(chosen, torch.tensor([-3.0]), chosen_tokens=one, rejected_tokens=one)).loss
         loss.sum().backward()
-        assert loss.isfinite().all() and chosen.grad.item() == -1  # the likelihood's slope, the odds give none
+        assert loss.isfinite().all() and chosen.grad.item() == -1  # the slope of the likelihood; the odds have none
 
 
 class PlainPreferenceLoss:
-    """The loss of three parameters on four tensors that most people meet first."""
+    """A common class for DPO and IPO: three parameters, four tensors."""
 
     def __init__(self, beta: float, label_smoothing: float = 0.0, ipo: bool = False):
         self.beta, self.label_smoothing, self.ipo = beta, label_smoothing, ipo
@@ -217,7 +217,7 @@ class PlainPreferenceLoss:
 
 
 @pytest.mark.parametrize("settings", [dict(beta=0.1), dict(beta=0.5, label_smoothing=0.2), dict(beta=0.1, ipo=True)])
-def test_dpo_and_ipo_agree_with_the_class_of_three_parameters(settings):
+def test_dpo_and_ipo_agree_with_a_common_class(settings):
     logps = full()
     expected = PlainPreferenceLoss(**settings)(logps.chosen, logps.rejected, logps.ref_chosen, logps.ref_rejected)
     function = losses.ipo if settings.pop("ipo", False) else losses.dpo

@@ -1,4 +1,4 @@
-"""Losses with a memory, and sums of losses: what they keep, and what survives a checkpoint."""
+"""Losses with a memory, sums of losses, and losses as plain values."""
 
 import copy
 from functools import partial
@@ -21,7 +21,7 @@ def test_bco_shifts_by_the_mean_of_all_rewards_so_far():
         torch.testing.assert_close(found, losses.bco_pair(batch, beta=0.5, delta=delta).loss)
 
 
-def test_beta_dpo_remembers_the_gap_with_its_momentum():
+def test_beta_dpo_averages_the_gap_with_its_momentum():
     loss, batch = losses.BetaDPO(beta=0.1, m0=1.0, momentum=0.75, drop=0.0), full()
     u, v = batch.log_ratios()
     m0 = 0.75 * 1.0 + 0.25 * (u - v).mean().item()
@@ -29,7 +29,7 @@ def test_beta_dpo_remembers_the_gap_with_its_momentum():
 
 
 @pytest.mark.parametrize("loss", [losses.BCOPair(beta=0.1), losses.BetaDPO(beta=0.1)])
-def test_validation_teaches_nothing(loss):
+def test_validation_leaves_the_memory_unchanged(loss):
     loss = copy.deepcopy(loss).train()
     loss(full(seed=1))
     before = copy.deepcopy(loss.state_dict())
@@ -46,7 +46,7 @@ def test_a_memory_is_saved_and_restored():
     assert torch.equal(fresh(full(seed=2)).loss, loss(full(seed=2)).loss)
 
 
-def test_a_cast_to_half_precision_leaves_the_memory_exact():
+def test_a_cast_to_half_precision_does_not_round_the_memory():
     mean = RunningMean()
     mean.update(torch.tensor(1 / 3))
     exact = mean.mean.clone()
@@ -73,8 +73,8 @@ BOTH = {"a": losses.sft, "b": losses.sft}
 
 
 @pytest.mark.parametrize(("terms", "weights"), [({}, {}), (BOTH, {"a": 1.0}), (BOTH, {"a": 1.0, "b": -1.0})])
-def test_a_mix_refuses_weights_that_do_not_fit_its_terms(terms, weights):
-    with pytest.raises(ValueError, match="name the same losses"):
+def test_a_mix_refuses_weights_that_do_not_match_its_terms(terms, weights):
+    with pytest.raises(ValueError, match="must name the same losses"):
         losses.Mix(terms, weights)
 
 
@@ -87,13 +87,13 @@ def test_a_mix_refuses_weights_that_do_not_fit_its_terms(terms, weights):
         losses.Mix({"a": partial(losses.ipo, beta=0.1), "b": losses.BCOPair(beta=0.3)}, {"a": 1.0, "b": 0.5}),
     ],
 )  # fmt: skip
-def test_a_loss_goes_through_plain_values_and_back(loss):
-    plain = to_plain(loss, losses)
-    again = from_plain(plain, losses)
-    assert to_plain(again, losses) == plain
-    assert torch.equal(again(full()).loss, copy.deepcopy(loss)(full()).loss)
+def test_a_loss_is_restored_from_its_plain_values(loss):
+    plain = to_plain(loss)
+    restored = from_plain(plain)
+    assert to_plain(restored) == plain
+    assert torch.equal(restored(full()).loss, copy.deepcopy(loss)(full()).loss)
 
 
-def test_a_loss_from_elsewhere_has_no_plain_values():
-    assert to_plain(partial(lambda logps: logps), losses) is None
-    assert to_plain(losses.Mix({"own": lambda logps: logps}, {"own": 1.0}), losses) is None
+def test_a_loss_from_another_package_has_no_plain_values():
+    assert to_plain(partial(lambda logps: logps)) is None
+    assert to_plain(losses.Mix({"own": lambda logps: logps}, {"own": 1.0})) is None

@@ -1,4 +1,4 @@
-"""The exponentials and logarithms that the losses share, against 60 digits."""
+"""The exponentials and logarithms of the losses against 60 digits."""
 
 import math
 
@@ -9,11 +9,11 @@ import torch
 from lightning_dpo.losses.numerics import ALMOST_CERTAIN, bounded_exp, log1mexp
 
 TYPES = {torch.float64: 4e-16, torch.float32: 3e-7}
-"""Relative error of a few roundings."""
+"""Relative tolerance: a few roundings."""
 
 
 def with_slope(function, x: float, dtype: torch.dtype) -> tuple[float, float, float]:
-    """The argument as the type holds it, the value and the slope."""
+    """The argument rounded to the type, the value and the slope."""
     at = torch.tensor(x, dtype=dtype, requires_grad=True)
     value = function(at)
     (slope,) = torch.autograd.grad(value, at)
@@ -22,7 +22,7 @@ def with_slope(function, x: float, dtype: torch.dtype) -> tuple[float, float, fl
 
 @pytest.mark.parametrize("dtype", TYPES)
 @pytest.mark.parametrize("x", [-2e-6, -1e-5, -1e-3, -0.1, -0.5, -0.69, -0.7, -1.0, -3.0, -10.0, -15.0])
-def test_log1mexp_is_exact_on_both_sides_of_its_two_forms(x, dtype):
+def test_both_forms_of_log1mexp_are_exact(x, dtype):
     at, value, slope = with_slope(log1mexp, x, dtype)
     with mpmath.workdps(60):
         expected = mpmath.log(1 - mpmath.exp(at))
@@ -39,7 +39,7 @@ def test_log1mexp_is_constant_where_a_probability_is_almost_one():
 
 
 @pytest.mark.parametrize("dtype", TYPES)
-def test_bounded_exp_goes_on_along_its_tangent(dtype):
+def test_bounded_exp_continues_along_its_tangent(dtype):
     turn = math.log(torch.finfo(dtype).max) - 8
     assert turn == pytest.approx(80.7 if dtype == torch.float32 else 701.8, abs=0.05)
     at, value, slope = with_slope(bounded_exp, turn - 1, dtype)
@@ -47,5 +47,5 @@ def test_bounded_exp_goes_on_along_its_tangent(dtype):
     peak = math.exp(turn)
     for beyond in (1, 5, 200, 900):
         at, value, slope = with_slope(bounded_exp, turn + beyond, dtype)
-        assert slope == pytest.approx(peak, rel=1e-4), "the slope at the turn, all the way"
+        assert slope == pytest.approx(peak, rel=1e-4), "the slope stays that at the turn"
         assert value == pytest.approx(peak * (1 + beyond), rel=1e-4)

@@ -1,4 +1,4 @@
-"""Every loss and its gradient against its formula in 260 digits."""
+"""Every loss and its gradient against its formula with 260 digits."""
 
 from functools import partial
 from types import SimpleNamespace as Row
@@ -13,8 +13,8 @@ from tests.losses.pairs import NAMES, changed, from_rows, parameters, sixty_four
 
 
 def row(S_w, S_l, R_w, R_l, n_w=7, n_l=11, K_w=1.5, K_l=2.25, C_w=-9.0, C_l=-20.0, margin=0.75) -> Row:
-    given = dict(S_w=S_w, S_l=S_l, R_w=R_w, R_l=R_l, n_w=n_w, n_l=n_l, K_w=K_w, K_l=K_l, C_w=C_w, C_l=C_l)
-    return Row(**{name: mpf(value) for name, value in {**given, "margin": margin}.items()})
+    numbers = dict(S_w=S_w, S_l=S_l, R_w=R_w, R_l=R_l, n_w=n_w, n_l=n_l, K_w=K_w, K_l=K_l, C_w=C_w, C_l=C_l)
+    return Row(**{name: mpf(value) for name, value in {**numbers, "margin": margin}.items()})
 
 
 def ordinary(n: int, seed: int = 0) -> list[Row]:
@@ -25,7 +25,7 @@ def ordinary(n: int, seed: int = 0) -> list[Row]:
 ROWS = [
     *ordinary(4),
     row(-21, -33.5, -21, -33.5, K_w=0, K_l=0),  # policy = reference
-    row(-520.25, -33, -20, -33), row(-20, -33, -520.25, -33),  # u = -500, 500 (and a quarter: 500 is sppo's target)
+    row(-520.25, -33, -20, -33), row(-20, -33, -520.25, -33),  # u = -500, 500 (plus a quarter, as 500 is sppo's target)
     row(-20, -533.25, -20, -33), row(-20, -33, -20, -533.25),  # v = -500, 500
     row(-520.25, -33, -20, -533.25), row(-20, -533.25, -520.25, -33),  # h = -1000, 1000
     row(-520.25, -533.25, -20, -33), row(-20, -33, -520.25, -533.25),  # u = v = -500, 500
@@ -52,20 +52,18 @@ VARIANTS = [
 
 
 def defaults(name: str) -> dict:
-    given = parameters(name)
-    given.pop("shift", None), given.pop("momentum", None)
-    return given
+    return {key: value for key, value in parameters(name).items() if key not in ("shift", "momentum")}
 
 
 CASES = [(name, defaults(name)) for name in NAMES if name in oracle.PAIRWISE] + VARIANTS
 
 
-def exactly(given: dict) -> dict:
-    return {k: mpf(v) if isinstance(v, float) else v for k, v in given.items()}
+def exactly(settings: dict) -> dict:
+    return {k: mpf(v) if isinstance(v, float) else v for k, v in settings.items()}
 
 
 def agree(found: torch.Tensor, expected: list, what: str) -> None:
-    """To the type's tolerance; where the true value leaves the type's range, finite is all that is asked."""
+    """Within the type's tolerance, or only finite where the true value is out of the type's range."""
     assert found.isfinite().all(), f"{what}: {found}"
     rtol, atol = (1e-9, 1e-240) if found.dtype == torch.float64 else (2e-5, 1e-25)
     for i, (one, true) in enumerate(zip(found.tolist(), expected, strict=True)):
@@ -83,15 +81,15 @@ def case_id(value) -> str:
     return value if isinstance(value, str) else "-".join(map(str, value.values()))
 
 
-@pytest.mark.parametrize(("name", "given"), CASES, ids=case_id)
-def test_a_loss_and_its_gradient_follow_the_formula(name, given):
-    f = partial(oracle.PAIRWISE[name], **exactly(given))
+@pytest.mark.parametrize(("name", "settings"), CASES, ids=case_id)
+def test_a_loss_and_its_gradient_follow_the_formula(name, settings):
+    f = partial(oracle.PAIRWISE[name], **exactly(settings))
     true = [oracle.value_and_slopes(lambda batch, still: f(batch[0], still[0]), [r]) for r in ROWS]
     for dtype in (torch.float64, torch.float32):
         logps = from_rows(ROWS, dtype)
-        if given.get("offset") is not None:
+        if settings.get("offset") is not None:
             logps = changed(logps, target_margin=None)
-        loss = getattr(losses, name)(logps, **given).loss
+        loss = getattr(losses, name)(logps, **settings).loss
         agree(loss, [value for value, _ in true], "loss")
         for leaf, gradient in gradients(loss.sum(), logps).items():
             agree(gradient, [slopes[leaf][0] for _, slopes in true], f"dL/d{leaf}")
@@ -114,13 +112,13 @@ BATCH_CASES = [
 
 
 @pytest.mark.parametrize("rows", [ordinary(6, seed=1), ROWS], ids=["ordinary", "extreme"])
-@pytest.mark.parametrize(("name", "given"), BATCH_CASES, ids=case_id)
-def test_a_batch_and_its_gradient_follow_the_formula(name, given, rows):
-    f = partial(oracle.BATCHWISE[name], **exactly(given))
+@pytest.mark.parametrize(("name", "settings"), BATCH_CASES, ids=case_id)
+def test_a_batch_and_its_gradient_follow_the_formula(name, settings, rows):
+    f = partial(oracle.BATCHWISE[name], **exactly(settings))
     value, slopes = oracle.value_and_slopes(f, rows, names=("S_w", "S_l"))
     for dtype in (torch.float64, torch.float32):
         logps = from_rows(rows, dtype)
-        loss = getattr(losses, name)(logps, **given).loss
+        loss = getattr(losses, name)(logps, **settings).loss
         assert loss.shape == (len(rows),)
         agree(loss.mean()[None], [value], "loss")
         for leaf, gradient in gradients(loss.mean(), logps).items():

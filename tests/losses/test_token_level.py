@@ -1,4 +1,4 @@
-"""Losses on tokens against their formulas in 260 digits, and SamPO's draw."""
+"""Losses of tokens against their formulas with 260 digits, and SamPO's sample."""
 
 import pytest
 import torch
@@ -10,7 +10,7 @@ from lightning_dpo.losses.token_level import drawn_tokens
 from lightning_dpo.ragged import Ragged
 from tests.losses.oracle import Dual, L
 from tests.losses.pairs import from_tokens, sixty_fourths
-from tests.losses.test_oracle import agree
+from tests.losses.test_oracle import agree, exactly
 
 LENGTHS = [(4, 6), (6, 4), (5, 5), (1, 1), (1, 900), (900, 1), (3, 7)]
 
@@ -43,7 +43,7 @@ def ld_dpo(w, l, ref_w, ref_l, beta, alpha, policy_only):  # noqa: E741
 
 
 def compare(loss, oracle):
-    """Loss and every token's slope; the oracle takes the four rows of tokens of a pair."""
+    """The loss and slopes of tokens; the oracle takes the four rows of tokens of a pair."""
     for dtype in (torch.float64, torch.float32):
         policy, reference = tokens(dtype)
         found = loss(from_tokens(policy, reference)).loss
@@ -66,9 +66,9 @@ def compare(loss, oracle):
 
 @pytest.mark.parametrize("policy_only", [False, True])
 def test_ld_dpo_follows_its_formula(policy_only):
-    given = dict(beta=0.1, alpha=0.25, policy_only=policy_only)
-    exact = {k: mpf(v) if isinstance(v, float) else v for k, v in given.items()}
-    compare(lambda x: losses.ld_dpo(x, **given), lambda i, *rows: ld_dpo(*rows, **exact))
+    settings = dict(beta=0.1, alpha=0.25, policy_only=policy_only)
+    exact = exactly(settings)
+    compare(lambda x: losses.ld_dpo(x, **settings), lambda i, *rows: ld_dpo(*rows, **exact))
 
 
 def test_sampo_follows_its_formula():
@@ -94,7 +94,7 @@ def test_sampo_keeps_the_whole_shorter_side_and_as_many_tokens_of_the_longer():
     assert kept[0] == kept[1] == [min(n) for n in LENGTHS]
 
 
-def test_sampos_draw_is_a_function_of_seed_and_row_and_takes_every_position_alike():
+def test_sampos_sample_is_a_function_of_seed_and_row_and_uniform_over_positions():
     assert all(torch.equal(a, b) for a, b in zip(drawn(1), drawn(1), strict=True))
     assert not torch.equal(drawn(1)[0], drawn(2)[0])
     pair = TokenLogps(Ragged.from_rows([[0.0] * 2] * 400), Ragged.from_rows([[0.0] * 8] * 400))

@@ -1,4 +1,4 @@
-"""Options of the model: checkpointed and compiled layers give the same numbers, and dropout stays off."""
+"""Checkpointed and compiled layers give the same numbers, and dropout stays off."""
 
 import pytest
 import torch
@@ -41,7 +41,7 @@ def saved_bytes(model, scoring):
 
 
 @pytest.mark.parametrize("scoring", ["padded", "shared_prefix"])
-def test_checkpointed_layers_keep_less_and_give_the_same_gradient(scoring):
+def test_checkpointed_layers_save_less_and_give_the_same_gradient(scoring):
     plain, checkpointed = built(LLAMA), built(LLAMA)
     checkpoint_activations(checkpointed)
     assert saved_bytes(checkpointed, scoring) < 0.6 * saved_bytes(plain, scoring)
@@ -49,7 +49,7 @@ def test_checkpointed_layers_keep_less_and_give_the_same_gradient(scoring):
 
 
 def test_checkpointed_layers_have_no_dropout():
-    """OPT drops out in the layer itself, which checkpoints in training mode alone."""
+    """OPT applies dropout in the layer itself, which is checkpointed only in training mode."""
     plain, checkpointed = built(OPT), built(OPT)
     checkpoint_activations(checkpointed)
     torch.testing.assert_close(gradient_of(checkpointed, "padded"), gradient_of(plain, "padded"), rtol=1e-9, atol=1e-12)
@@ -74,14 +74,14 @@ def test_compiled_layers_give_the_same_numbers_without_compiling_for_each_length
     graphs = []
     for pairs in ([0, 1, 2], [3], [4, 5, 6, 7], [1, 5]):
         batch = tree_pairs(vocabulary=50).select(pairs)
-        for ours, own in zip(Scorer(compiled)(batch), Scorer(plain)(batch), strict=True):
-            torch.testing.assert_close(ours.values, own.values, rtol=1e-10, atol=1e-10)
+        for found, expected in zip(Scorer(compiled)(batch), Scorer(plain)(batch), strict=True):
+            torch.testing.assert_close(found.values, expected.values, rtol=1e-10, atol=1e-10)
         graphs.append(torch._dynamo.utils.counters["stats"]["unique_graphs"])
     torch._dynamo.reset()
     assert graphs[0] > 0 and len(set(graphs[1:])) == 1
 
 
-def test_a_model_that_cannot_is_refused():
+def test_a_model_that_supports_neither_is_refused():
     class Plain(torch.nn.Module):
         supports_gradient_checkpointing = False
 

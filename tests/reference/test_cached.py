@@ -1,4 +1,4 @@
-"""The cached reference: the same numbers as a frozen copy, found by content, computed once, never stale."""
+"""The cached reference: the numbers of a frozen copy, found by content, computed once, never stale."""
 
 import json
 import shutil
@@ -26,7 +26,7 @@ def trainer(**options) -> L.Trainer:
 
 @pytest.fixture
 def make(reviews, few_reviews, tmp_path):
-    """(module, data) with a cached reference; every part can be changed."""
+    """(module, data) with a cached reference; every part can be replaced."""
 
     def build(model=None, loss=None, rows=few_reviews, lr=1e-3, path=None, **data_options):
         data = PreferenceDataModule(reviews / "model", rows, **data_options)
@@ -43,13 +43,13 @@ def make(reviews, few_reviews, tmp_path):
 
 
 def stored(data):
-    """All pairs of the one source."""
+    """All pairs of the only source."""
     (pairs,) = data.pairs().values()
     return pairs
 
 
 def prepare(module, data, **options) -> int:
-    """Join the reference and return how many forward passes that took."""
+    """Join the reference and return the number of forward passes."""
     data.setup()
     run = trainer(**options)
     run.datamodule = data
@@ -57,7 +57,7 @@ def prepare(module, data, **options) -> int:
     return module.reference.forwards
 
 
-def test_the_cached_numbers_are_those_of_a_frozen_copy(make, reviews):
+def test_cached_numbers_equal_those_of_a_frozen_copy(make, reviews):
     module, data = make()
     prepare(module, data)
     batch = data.train_pairs.select([7, 3, 40])
@@ -67,12 +67,12 @@ def test_the_cached_numbers_are_those_of_a_frozen_copy(make, reviews):
         torch.testing.assert_close(cached.values, live.values, atol=1e-5, rtol=0)
 
 
-def test_a_second_run_computes_nothing_whatever_beta_loss_lr_seed(make):
+def test_a_second_run_computes_nothing_whatever_its_beta_loss_lr_and_seed(make):
     assert prepare(*make()) > 0
     assert prepare(*make(loss=partial(losses.ipo, beta=0.5), lr=0.1, seed=3, batch_size=5)) == 0
 
 
-def test_other_weights_tokens_or_precision_are_computed_again(make, reviews, few_reviews, tmp_path):
+def test_other_weights_tokens_or_precision_are_computed_anew(make, reviews, few_reviews, tmp_path):
     prepare(*make())
     torch.manual_seed(1)
     other = llama(vocab_size=90)
@@ -85,7 +85,7 @@ def test_other_weights_tokens_or_precision_are_computed_again(make, reviews, few
     assert prepare(*make(), precision="bf16-true") > 0
 
 
-def test_the_manifest_is_readable_and_says_what_the_entry_is(make, tmp_path):
+def test_the_manifest_describes_the_entry(make, tmp_path):
     prepare(*make())
     (manifest,) = (tmp_path / "cache").glob("*/manifest.json")
     content = json.loads(manifest.read_text())
@@ -94,7 +94,7 @@ def test_the_manifest_is_readable_and_says_what_the_entry_is(make, tmp_path):
 
 
 @pytest.mark.parametrize("damage", ["flip", "cut", "remove", "garbage in the manifest"])
-def test_a_damaged_entry_is_noticed_and_computed_again(make, tmp_path, damage, caplog):
+def test_a_damaged_entry_is_reported_and_computed_again(make, tmp_path, damage, caplog):
     module, data = make()
     prepare(module, data)
     (entry,) = (p for p in (tmp_path / "cache").iterdir() if p.is_dir())
@@ -117,12 +117,12 @@ def test_a_damaged_entry_is_noticed_and_computed_again(make, tmp_path, damage, c
 
 @pytest.fixture
 def small_parts(monkeypatch):
-    """One forward pass of a few pairs in each part."""
+    """Parts of one forward pass over a few pairs."""
     monkeypatch.setattr(precompute, "FORWARD_TOKENS", 200)
     monkeypatch.setattr(precompute, "PART_BATCHES", 1)
 
 
-def test_an_interrupted_computation_goes_on_where_it_was(make, tmp_path, monkeypatch, small_parts):
+def test_an_interrupted_computation_resumes_with_the_next_part(make, tmp_path, monkeypatch, small_parts):
     whole, rows = make()
     forwards = prepare(whole, rows)
     expected = stored(rows).reference
@@ -163,8 +163,8 @@ def test_a_damaged_part_is_computed_again(make, tmp_path, monkeypatch, small_par
     assert torch.equal(stored(rows).reference.chosen.values, expected)
 
 
-def test_parts_that_were_cut_elsewhere_are_computed_again(make, tmp_path, monkeypatch, small_parts):
-    """Another layout, or another size of a forward pass, puts other rows into the parts of the same numbers."""
+def test_parts_with_other_rows_are_computed_again(make, tmp_path, monkeypatch, small_parts):
+    """Another layout, or another size of forward passes, puts other rows into a part of the same number."""
     module, data = make()
     prepare(module, data)
     expected = stored(data).reference.chosen.values
@@ -178,21 +178,21 @@ def test_parts_that_were_cut_elsewhere_are_computed_again(make, tmp_path, monkey
     torch.testing.assert_close(stored(rows).reference.chosen.values, expected, atol=1e-5, rtol=0)
 
 
-def test_several_ranks_share_the_work_and_read_one_entry(make, tmp_path, small_parts):
-    """Two threads in the place of two ranks."""
+def test_several_ranks_divide_the_work_and_read_one_entry(make, tmp_path, small_parts):
+    """Two threads stand in for two ranks."""
     module, data = make()
     prepare(module, data)
     pairs, expected = stored(data), stored(data).reference.chosen.values
-    meeting, said, shares, found = threading.Barrier(2, timeout=20), [], {0: [], 1: []}, {}
+    barrier, sent, shares, found = threading.Barrier(2, timeout=20), [], {0: [], 1: []}, {}
 
     def run(rank):
         def broadcast(value):
             if rank == 0:
-                said.append(value)
-            meeting.wait()
-            return said[-1]
+                sent.append(value)
+            barrier.wait()
+            return sent[-1]
 
-        ranks = SimpleNamespace(global_rank=rank, world_size=2, broadcast=broadcast, barrier=meeting.wait)
+        ranks = SimpleNamespace(global_rank=rank, world_size=2, broadcast=broadcast, barrier=barrier.wait)
         scorer = Scorer(deepcopy(module.policy))
         work = precompute.Precomputation(scorer, pairs, "train")
 
@@ -213,7 +213,7 @@ def test_several_ranks_share_the_work_and_read_one_entry(make, tmp_path, small_p
     assert all(torch.equal(logps.chosen.values, expected) for logps in found.values())
 
 
-def test_pairs_of_one_prompt_are_neighbours_and_no_forward_pass_exceeds_its_tokens(monkeypatch):
+def test_pairs_of_one_prompt_are_neighbours_and_no_forward_pass_exceeds_forward_tokens(monkeypatch):
     monkeypatch.setattr(precompute, "FORWARD_TOKENS", 60)
     pairs = tree_pairs(20)
     work = precompute.Precomputation(Scorer(llama()), pairs, "train")
@@ -225,7 +225,7 @@ def test_pairs_of_one_prompt_are_neighbours_and_no_forward_pass_exceeds_its_toke
         assert tokens <= 60 or len(batch) == 1
 
 
-def test_rows_that_another_reference_was_joined_to_are_joined_anew(make):
+def test_values_of_another_reference_are_replaced(make):
     module, data = make()
     prepare(module, data)
     first = stored(data).reference.chosen.values
@@ -234,15 +234,15 @@ def test_rows_that_another_reference_was_joined_to_are_joined_anew(make):
     assert not torch.allclose(first, stored(data).reference.chosen.values)
 
 
-def test_after_training_the_start_is_gone_and_new_rows_are_refused(make):
+def test_new_rows_are_refused_once_the_policy_has_been_trained(make):
     module, data = make()
     trainer().fit(module, datamodule=data)
     _, fresh = make(max_length=12)
-    with pytest.raises(ValueError, match=r"has been trained since; name the reference's folder"):
+    with pytest.raises(ValueError, match="has been trained since; type reference.path="):
         prepare(module, fresh)
 
 
-def test_a_reference_of_its_own_path_gives_that_models_numbers(make, tmp_path):
+def test_a_reference_with_a_path_gives_the_numbers_of_that_model(make, tmp_path):
     reference = llama(seed=5, vocab_size=90)
     reference.save_pretrained(tmp_path / "reference")
     module, data = make(path=str(tmp_path / "reference"))
@@ -258,7 +258,7 @@ def test_no_second_model_is_in_memory_while_training(make):
     assert not list(module.reference.parameters())
 
 
-def test_live_scores_with_the_start_and_refuses_other_weights_under_its_path(make, reviews):
+def test_live_scores_with_the_start_and_refuses_other_weights_in_its_folder(make, reviews):
     module, data = make()
     prepare(module, data)
     run = trainer()
@@ -269,18 +269,18 @@ def test_live_scores_with_the_start_and_refuses_other_weights_under_its_path(mak
         with module.reference.live(run) as scorer:
             assert torch.equal(scorer(batch).chosen.values, start)
     module.reference._weights = "others"
-    with pytest.raises(ValueError, match="does not hold the weights"), module.reference.live(run):
+    with pytest.raises(ValueError, match="were computed with other weights"), module.reference.live(run):
         pass
 
 
-def test_a_cached_reference_without_a_datamodule_says_what_to_do(make):
+def test_a_cached_reference_without_a_datamodule_names_the_alternative(make):
     module, data = make()
     data.setup()
     with pytest.raises(ValueError, match="CopyReference"):
         trainer().fit(module, train_dataloaders=data.train_dataloader())
 
 
-def test_a_copy_is_frozen_and_casts_with_the_policy(reviews, few_reviews):
+def test_a_copy_is_frozen_and_cast_with_the_policy(reviews, few_reviews):
     data = PreferenceDataModule(reviews / "model", few_reviews, batch_size=16)
     module = DPOModule(
         reviews / "model", partial(losses.dpo, beta=0.1), CopyReference(), partial(torch.optim.AdamW, lr=1e-2)

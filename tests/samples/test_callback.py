@@ -31,7 +31,7 @@ def test_without_a_reference_there_is_no_kl():
     assert "kl" not in summarise([completion(-1, None)])
 
 
-def test_a_scorer_returns_numbers_or_named_numbers_one_per_text():
+def test_a_scorer_returns_one_number_or_named_numbers_per_text():
     assert named_scores(lambda texts: [len(t) for t in texts], ["ab", "c"]) == {"reward": [2.0, 1.0]}
     assert named_scores(grammar.score, ["x"]) == {"reward": [-4.0], "valid": [0.0]}
     with pytest.raises(ValueError, match="1 values of 'reward' for 2 texts"):
@@ -73,12 +73,12 @@ def test_a_validation_writes_completions_and_their_true_log_probabilities(review
 
 
 @pytest.mark.parametrize(("steps_left", "expected"), [(1, [1, 3, 5]), (0, [1, 2, 3, 4, 5])])
-def test_completions_are_drawn_at_every_nth_validation_and_where_no_step_is_left(steps_left, expected):
+def test_completions_are_drawn_at_every_nth_validation_and_at_the_end(steps_left, expected):
     drawn = []
     callback = SampleCallback(n=1, every=2)
     callback.draw = lambda *_: drawn.append(callback.validations) or [completion(0, 0)]  # type: ignore[method-assign]
 
-    class Nothing:
+    class Stub:
         global_step = 0
         estimated_stepping_batches = steps_left
         state = SimpleNamespace(fn=TrainerFn.FITTING)
@@ -86,7 +86,7 @@ def test_completions_are_drawn_at_every_nth_validation_and_where_no_step_is_left
         log_dict = staticmethod(lambda *_, **__: None)
 
     for _ in range(5):
-        callback.on_validation_epoch_end(Nothing(), Nothing())  # type: ignore[arg-type]
+        callback.on_validation_epoch_end(Stub(), Stub())  # type: ignore[arg-type]
     assert drawn == expected
 
 

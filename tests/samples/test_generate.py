@@ -1,4 +1,4 @@
-"""Completions follow exactly the distribution that scoring measures."""
+"""Completions follow the distribution that scoring measures."""
 
 import pytest
 import torch
@@ -8,7 +8,7 @@ from tests.conftest import gpt2, llama
 
 
 def test_first_tokens_are_drawn_with_the_models_own_probabilities():
-    """20,000 draws: every frequency within five standard errors, against filters and penalties hidden anywhere."""
+    """20,000 draws, with every frequency within five standard errors, show that no filter or penalty applies."""
     model, prompt, n = llama(), [3, 5, 8], 20_000
     with torch.no_grad():
         model.lm_head.weight.mul_(20)  # far from uniform
@@ -22,8 +22,8 @@ def test_first_tokens_are_drawn_with_the_models_own_probabilities():
 
 
 @pytest.mark.parametrize("make", [llama, gpt2])
-def test_padding_a_prompt_beside_a_longer_one_changes_nothing(make):
-    """A head scaled up until sampling is as good as greedy."""
+def test_padding_a_prompt_to_a_longer_one_changes_nothing(make):
+    """The head is scaled up until sampling is practically greedy."""
     model = make()
     with torch.no_grad():
         model.get_output_embeddings().weight.mul_(1000)
@@ -32,7 +32,7 @@ def test_padding_a_prompt_beside_a_longer_one_changes_nothing(make):
     assert generate(model, [short, long], **options)[0] == generate(model, [short], **options)[0]
 
 
-def test_the_seed_decides_and_the_global_generator_is_left_alone():
+def test_the_seed_determines_the_draws_and_the_global_generator_keeps_its_state():
     model, prompts = llama(), [[1, 2], [3, 4]]
     torch.manual_seed(5)
     before = torch.get_rng_state()

@@ -1,4 +1,4 @@
-"""A packed row with shared prompts gives the model's own numbers: values and gradients, for every family it accepts."""
+"""Packed rows with shared prompts give the model's own values and gradients, for every family that accepts them."""
 
 import sys
 
@@ -61,7 +61,7 @@ def scored(model, scoring: str, batch, weights):
 
 @pytest.fixture
 def float64_throughout(monkeypatch):
-    """transformers computes norms, angles and softmax in float32 even for a float64 model; here it does not."""
+    """transformers computes norms, angles and softmax in float32 even for a float64 model; this makes them float64."""
 
     class Torch:
         float32 = torch.float64
@@ -76,7 +76,7 @@ def float64_throughout(monkeypatch):
 
 
 @pytest.mark.parametrize("seed", range(3))
-def test_packed_rows_score_as_padded_ones_do_in_float64(any_model, float64_throughout, seed):
+def test_packed_rows_score_like_padded_rows_in_float64(any_model, float64_throughout, seed):
     model, batch = any_model.double(), tree_pairs(seed=seed)
     weights = torch.randn(2, len(batch), dtype=torch.float64, generator=torch.Generator().manual_seed(seed))
     packed, padded = (scored(model, scoring, batch, weights) for scoring in ("shared_prefix", "padded"))
@@ -86,14 +86,14 @@ def test_packed_rows_score_as_padded_ones_do_in_float64(any_model, float64_throu
         torch.testing.assert_close(packed[2], padded[2], rtol=1e-11, atol=0)
 
 
-def test_packed_rows_score_as_padded_ones_do_in_float32(any_model):
+def test_packed_rows_score_like_padded_rows_in_float32(any_model):
     batch = tree_pairs(seed=3)
     packed, padded = (scored(any_model, scoring, batch, torch.ones(2, 8)) for scoring in ("shared_prefix", "padded"))
     torch.testing.assert_close(packed[0], padded[0], rtol=0, atol=2e-4)
     assert (packed[1] - padded[1]).norm() <= 1e-5 * padded[1].norm()
 
 
-def test_each_prompt_and_each_response_stands_once_in_the_row():
+def test_the_row_holds_each_prompt_and_each_response_once():
     batch = tree_pairs()
     prompt, response = Ragged.cat([batch.prompt] * 2), Ragged.cat([batch.chosen, batch.rejected])
     layout = shared_prefix(prompt, response, batch.sharing)
@@ -109,13 +109,13 @@ def test_length_groups_cost_less_than_one_padded_batch_and_score_the_same(any_mo
     response = Ragged.from_rows([[5, 6, 7]] * 8)
     assert len(padded_groups(Ragged.from_rows([[1] * 10 * n for n in lengths]), response)) == 2
     grouped = Scorer(any_model, "padded").responses(prompt, response)
-    alone = [Scorer(any_model, "padded").responses(prompt.select([i]), response.select([i])) for i in range(8)]
-    torch.testing.assert_close(grouped, torch.cat(alone), atol=2e-4, rtol=0)
+    single = [Scorer(any_model, "padded").responses(prompt.select([i]), response.select([i])) for i in range(8)]
+    torch.testing.assert_close(grouped, torch.cat(single), atol=2e-4, rtol=0)
 
 
-def test_one_variable_length_call_says_the_same_as_a_call_for_each_segment(monkeypatch):
-    """The layout of the GPU's call, with a slow stand-in for its kernel: queries and keys by cumulative lengths, causal
-    from the bottom right, windows that count the query."""
+def test_one_variable_length_call_equals_one_call_per_segment(monkeypatch):
+    """A slow stand-in for the GPU's kernel: queries and keys by cumulative lengths, causal from the bottom right,
+    windows that include the query."""
 
     def slow(q, k, v, ends_q, ends_k, longest_q, longest_k, *, scale, window_size, enable_gqa=False):
         k, v = (side.repeat_interleave(q.shape[1] // side.shape[1], 1) for side in (k, v))
@@ -143,23 +143,23 @@ def test_one_variable_length_call_says_the_same_as_a_call_for_each_segment(monke
 
 
 @pytest.mark.parametrize(
-    ("changes", "said"),
+    ("changes", "message"),
     [
-        ({"attention_mask": torch.ones(1, 1, 6, 6)}, "knows no mask"),
-        ({"block_indices": torch.ones(1)}, "block_indices"),
-        ({"dropout": 0.1}, "dropout"),
-        ({"dpo_segments": Segments([(3, [4])])}, "a packed row of 7 tokens was expected"),
+        ({"attention_mask": torch.ones(1, 1, 6, 6)}, "does not support attention_mask"),
+        ({"block_indices": torch.ones(1)}, "does not support block_indices"),
+        ({"dropout": 0.1}, "does not support dropout"),
+        ({"dpo_segments": Segments([(3, [4])])}, "expected one packed row of 7 tokens"),
         ({"dpo_segments": None}, "plain_attention"),
     ],
 )
-def test_what_would_not_be_the_models_own_attention_is_refused(changes, said):
+def test_arguments_that_would_change_the_models_attention_are_refused(changes, message):
     q = torch.randn(1, 2, 6, 4)
     arguments = {"attention_mask": None, "dpo_segments": Segments([(3, [1, 2])]), **changes}
-    with pytest.raises(RuntimeError, match=said):
+    with pytest.raises(RuntimeError, match=message):
         attention.shared_prefix_attention(torch.nn.Identity(), q, q, q, **arguments)
 
 
-def test_a_model_generates_with_its_own_attention_while_packed_rows_are_on():
+def test_a_model_generates_with_its_own_attention_while_packed_rows_are_enabled():
     model, batch = llama(), tree_pairs()
     own = model.config._attn_implementation
     expected = model(torch.arange(5)[None]).logits
@@ -173,8 +173,8 @@ def test_a_model_generates_with_its_own_attention_while_packed_rows_are_on():
     assert model.config._attn_implementation == own
 
 
-def test_checkpointed_layers_are_computed_again_with_the_same_attention():
-    """With the wrong one in the backward pass, gradients would be wrong without an error."""
+def test_checkpointed_layers_are_recomputed_with_the_same_attention():
+    """Another attention in the backward pass would give wrong gradients without an error."""
     batch, weights, gradients = tree_pairs(), torch.ones(2, 8), []
     for checkpointing in (False, True):
         model = llama()
@@ -186,7 +186,7 @@ def test_checkpointed_layers_are_computed_again_with_the_same_attention():
     assert torch.equal(*gradients)
 
 
-def test_rows_of_the_same_tokens_are_found_and_a_part_of_them_too():
+def test_rows_with_the_same_tokens_are_found_and_so_are_those_of_the_first_rows():
     prompt = Ragged.from_rows([[1, 2], [3], [1, 2], [1, 2]])
     response = Ragged.from_rows([[4], [4], [5], [4]])
     found = Sharing.of(prompt, response)
@@ -195,7 +195,7 @@ def test_rows_of_the_same_tokens_are_found_and_a_part_of_them_too():
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
-def test_on_a_gpu_in_half_precision_the_one_call_agrees_with_padded_rows():
+def test_on_a_gpu_in_half_precision_the_variable_length_call_agrees_with_padded_rows():
     model, batch = llama(hidden_size=256).cuda().bfloat16(), tree_pairs().to("cuda")
     packed, padded = (Scorer(model, scoring)(batch).chosen.sum() for scoring in ("shared_prefix", "padded"))
     torch.testing.assert_close(packed, padded, rtol=0.02, atol=0.2)

@@ -1,4 +1,4 @@
-"""The CHES score against a slow loop, and what it says of pairs whose answer is known."""
+"""The CHES score against a slow loop, and on pairs with a known answer."""
 
 import pytest
 import torch
@@ -10,7 +10,7 @@ from tests.conftest import llama, random_pairs
 
 
 def summed(model, prompt: list[int], response: list[int]) -> torch.Tensor:
-    """One forward pass per response token: the last hidden state of all that stands before it."""
+    """One forward pass per response token: the last hidden state of the tokens before it."""
     total = torch.zeros(model.config.hidden_size, dtype=torch.float64)
     for k in range(len(response)):
         with torch.no_grad():
@@ -19,7 +19,7 @@ def summed(model, prompt: list[int], response: list[int]) -> torch.Tensor:
 
 
 @pytest.mark.parametrize("length_normalised", [False, True])
-def test_every_pair_scores_as_a_token_by_token_loop_does(length_normalised):
+def test_every_pair_scores_like_a_token_by_token_loop(length_normalised):
     model, pairs = llama().double(), random_pairs(7)
     expected = []
     for i in range(7):

@@ -1,4 +1,4 @@
-"""The first-batch check has teeth: each planted mistake stops the run, and right numbers pass."""
+"""The first-batch check stops the run at each planted mistake and accepts correct scores."""
 
 import pytest
 import torch
@@ -16,11 +16,11 @@ def check(model, batch=None, scoring_="auto"):
     check_first_batch(Scorer(model, scoring_), batch or random_pairs(), {"the reference": reference})
 
 
-def test_right_numbers_pass(model):
+def test_correct_scores_pass(model):
     check(model)
 
 
-def test_right_numbers_pass_in_bfloat16():
+def test_correct_scores_pass_in_bfloat16():
     check(llama().bfloat16())
     with torch.autocast("cpu", torch.bfloat16):
         check(llama())
@@ -30,7 +30,7 @@ LAYOUTS = {"padded": "padded_groups", "shared_prefix": "shared_prefix"}
 
 
 def spoil(monkeypatch, scoring_: str, change) -> None:
-    """`change` takes a layout and returns the one that is used in its place."""
+    """`change` takes a layout and returns its replacement."""
     right = getattr(scoring, LAYOUTS[scoring_])
 
     def wrong(*arguments):
@@ -44,13 +44,13 @@ def shift_by_one(predictors):
     return predictors - 1
 
 
-def score_the_prompt_and_not_the_end(predictors):
+def score_the_last_prompt_token_but_not_the_end(predictors):
     return torch.cat([predictors[:1], predictors[:-1]])
 
 
 @pytest.mark.parametrize("scoring_", LAYOUTS)
-@pytest.mark.parametrize("plant", [shift_by_one, score_the_prompt_and_not_the_end])
-def test_a_wrong_choice_of_positions_stops_the_run(monkeypatch, plant, scoring_):
+@pytest.mark.parametrize("plant", [shift_by_one, score_the_last_prompt_token_but_not_the_end])
+def test_wrong_predictors_stop_the_run(monkeypatch, plant, scoring_):
     spoil(monkeypatch, scoring_, lambda layout: layout._replace(predictors=plant(layout.predictors)))
     with pytest.raises(RuntimeError, match="first-batch check: the policy's"):
         check(llama(), scoring_=scoring_)
@@ -77,7 +77,7 @@ def do_not_restart_positions(inputs):
         (gpt2, do_not_restart_positions, "shared_prefix"),
     ],
 )
-def test_a_wrong_mask_or_wrong_positions_stop_the_run(monkeypatch, family, plant, scoring_):
+def test_a_wrong_mask_or_wrong_position_ids_stop_the_run(monkeypatch, family, plant, scoring_):
     def planted(layout):
         plant(layout.inputs)
         return layout

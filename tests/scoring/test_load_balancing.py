@@ -1,4 +1,4 @@
-"""A mixture of experts trains with its own load-balancing loss, the same in every layout and micro-batch."""
+"""A mixture of experts trains with its own load-balancing loss, which does not depend on the layout."""
 
 import sys
 
@@ -23,7 +23,7 @@ def mixtral(**changes):
 
 
 @pytest.mark.parametrize("scoring", ["padded", "shared_prefix"])
-def test_it_is_the_models_own_loss_of_the_padded_sequences(scoring):
+def test_it_equals_the_models_own_loss_on_padded_sequences(scoring):
     model, batch = mixtral(), random_pairs()
     prompts, responses = batch.prompt.rows() * 2, (*batch.chosen.rows(), *batch.rejected.rows())
     rows = [torch.cat(row) for row in zip(prompts, responses, strict=True)]
@@ -48,7 +48,7 @@ def test_it_is_added_with_the_models_coefficient_and_logged():
     assert logged["with"]["train/loss"] == pytest.approx(logged["without"]["train/loss"])
 
 
-def test_the_key_of_the_model_switches_the_loss_on_and_off(tmp_path):
+def test_router_aux_loss_coef_switches_the_loss_on_and_off(tmp_path):
     mixtral(output_router_logits=False).save_pretrained(tmp_path)
     batch = random_pairs()
     for weight, on in ((None, False), (0.25, True), (0.0, False)):
@@ -60,7 +60,7 @@ def test_the_key_of_the_model_switches_the_loss_on_and_off(tmp_path):
         load_model(str(tmp_path / "dense"), router_aux_loss_coef=0.1)
 
 
-def test_experts_without_a_loss_in_transformers_are_refused_with_the_way_out(monkeypatch):
+def test_experts_without_a_loss_in_transformers_are_refused_with_a_remedy(monkeypatch):
     model = mixtral(output_router_logits=True)
     monkeypatch.delattr(sys.modules[type(model).__module__], "load_balancing_loss_func")
     with pytest.raises(ConfigError, match="has no load-balancing loss in transformers.*router_aux_loss_coef=0"):

@@ -1,4 +1,4 @@
-"""Where packed rows would be silently wrong, the rule or the probe says so, and `auto` pads and scores right."""
+"""The rule or the probe finds models for which packed rows would be silently wrong, and `auto` pads for them."""
 
 import pytest
 import torch
@@ -54,7 +54,7 @@ def built(config):
 
 
 @pytest.mark.parametrize("name", UNSOUND)
-def test_auto_pads_and_scores_right_where_packed_rows_are_unsound(name):
+def test_auto_pads_and_scores_correctly_where_packed_rows_are_unsound(name):
     config, reason = UNSOUND[name]
     model, batch = built(config), tree_pairs(3)
     scorer = Scorer(model)
@@ -66,46 +66,46 @@ def test_auto_pads_and_scores_right_where_packed_rows_are_unsound(name):
 
 
 @pytest.mark.parametrize("name", UNSOUND)
-def test_to_ask_for_packed_rows_there_is_an_error(name):
+def test_shared_prefix_is_an_error_where_packed_rows_are_unsound(name):
     config, reason = UNSOUND[name]
-    with pytest.raises(ConfigError, match=f"scoring=shared_prefix is unsound here.*{reason}.*type scoring=auto"):
+    with pytest.raises(ConfigError, match=f"scoring=shared_prefix is unsound: .*{reason}.*type scoring=auto"):
         Scorer(built(config), "shared_prefix")(tree_pairs(3))
 
 
-def test_positions_that_do_not_start_at_zero_are_noticed():
+def test_positions_that_do_not_start_at_zero_are_found():
     assert why_not_packed(built(PAD_FIRST)) is None and "differ by" in str(probe_packing(built(PAD_FIRST)))
 
 
-def test_a_window_longer_than_the_canary_must_be_told_to_the_attention_function(monkeypatch):
-    """The probe_packing's few tokens cannot show a window of 4096; a layer that does not tell it would ignore it."""
+def test_a_window_longer_than_the_probe_must_reach_the_attention_function():
+    """The probe's few tokens cannot show a window of 4096, which a layer that does not pass it would ignore."""
     model = built(MistralConfig(**LLAMA, sliding_window=4096))
     assert probe_packing(model) is None
     right = attention.shared_prefix_attention
 
-    def untold(*arguments, sliding_window=None, **others):
+    def without_window(*arguments, sliding_window=None, **others):
         return right(*arguments, **others)
 
-    attention.AttentionInterface.register(attention.NAME, untold)
+    attention.AttentionInterface.register(attention.NAME, without_window)
     try:
-        assert "does not tell" in str(probe_packing(model))
+        assert "does not pass it" in str(probe_packing(model))
     finally:
         attention.AttentionInterface.register(attention.NAME, right)
 
 
-def test_a_layer_that_leaves_the_attention_function_out_is_noticed():
+def test_a_layer_without_the_attention_function_is_found():
     model = llama()
     layer = model.model.layers[1].self_attn
     layer.forward = lambda hidden_states, **_: (layer.o_proj(hidden_states), None)
     assert probe_packing(model) == "1 of 2 layers use the attention function"
 
 
-def test_tokens_of_prompt_learning_have_no_place_in_a_packed_row():
+def test_prompt_learning_is_not_packed():
     tuned = get_peft_model(llama(), PromptTuningConfig(task_type="CAUSAL_LM", num_virtual_tokens=2))
     assert "prompt learning" in str(why_not_packed(tuned))
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float64])
-def test_the_canary_lets_a_sound_model_pass_in_every_dtype_and_leaves_no_trace(dtype):
+def test_the_probe_accepts_a_sound_model_in_every_dtype_and_leaves_no_trace(dtype):
     model = llama().to(dtype)
     own = model.config._attn_implementation
     assert probe_packing(model) is None
@@ -113,7 +113,7 @@ def test_the_canary_lets_a_sound_model_pass_in_every_dtype_and_leaves_no_trace(d
     assert model.config._attn_implementation == own
 
 
-def test_a_failure_without_words_is_named(monkeypatch):
+def test_an_error_without_a_message_is_named_by_its_type(monkeypatch):
     def fail(*_, **__):
         raise AssertionError
 
@@ -122,7 +122,7 @@ def test_a_failure_without_words_is_named(monkeypatch):
     assert probe_packing(model) == "AssertionError"
 
 
-def test_a_full_memory_is_no_property_of_the_model(monkeypatch):
+def test_running_out_of_memory_is_raised_and_not_blamed_on_the_model(monkeypatch):
     def fail(*_, **__):
         raise torch.OutOfMemoryError
 
@@ -133,8 +133,8 @@ def test_a_full_memory_is_no_property_of_the_model(monkeypatch):
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_a_leak_between_responses_is_seen_in_half_precision_too(monkeypatch, dtype):
-    """Attention that sees all of the row, as if the segments were ignored."""
+def test_a_leak_between_responses_is_found_in_half_precision_too(monkeypatch, dtype):
+    """Causal attention over the whole row, which ignores the segments."""
 
     def leaking(module, query, key, value, mask, dpo_segments, **kwargs):
         dpo_segments.calls += 1

@@ -1,4 +1,4 @@
-"""Scoring agrees with the plainest path, whatever the padding, the batch or the chunks."""
+"""Scoring agrees with a slow loop, whatever the padding, the batch or the chunks."""
 
 import pytest
 import torch
@@ -10,7 +10,7 @@ from lightning_dpo.scoring import Scorer
 from lightning_dpo.scoring.attention import plain_attention
 from lightning_dpo.scoring.head import Head, States, find_head, in_chunks
 from lightning_dpo.scoring.layout import padded
-from tests.conftest import llama, random_pairs, with_shifted_logits
+from tests.conftest import FAMILIES, llama, random_pairs, with_shifted_logits
 
 
 def oracle(model, prompt: list[int], response: list[int]) -> list[float]:
@@ -24,7 +24,7 @@ def oracle(model, prompt: list[int], response: list[int]) -> list[float]:
     return logps
 
 
-def test_every_response_token_is_scored_as_a_token_by_token_loop_does(model):
+def test_every_response_token_scores_like_a_token_by_token_loop(model):
     batch = random_pairs()
     scored = Scorer(model)(batch)
     for side in ("chosen", "rejected"):
@@ -33,12 +33,12 @@ def test_every_response_token_is_scored_as_a_token_by_token_loop_does(model):
             assert getattr(scored, side).row(i).tolist() == pytest.approx(expected, abs=1e-5)
 
 
-def test_a_pair_scores_the_same_alone_as_in_any_batch(model):
+def test_a_pair_scores_the_same_by_itself_as_in_any_batch(model):
     batch, scorer = random_pairs(8), Scorer(model)
     together = scorer(batch).rejected.sum()
-    alone = torch.cat([scorer(batch.select([i])).rejected.sum() for i in range(8)])
+    single = torch.cat([scorer(batch.select([i])).rejected.sum() for i in range(8)])
     shuffled = scorer(batch.select([5, 2, 7, 0])).rejected.sum()
-    torch.testing.assert_close(together, alone, atol=5e-4, rtol=0)
+    torch.testing.assert_close(together, single, atol=5e-4, rtol=0)
     torch.testing.assert_close(together[[5, 2, 7, 0]], shuffled, atol=5e-4, rtol=0)
 
 
@@ -69,14 +69,14 @@ def test_the_head_never_sees_more_rows_than_a_chunk():
     rows = []
     model.lm_head.register_forward_hook(lambda _m, args, _o: rows.append(args[0].numel() // 32))
     scorer = Scorer(model, chunk_logits=3 * model.config.vocab_size)
-    scorer(batch)  # measures first what the head does
+    scorer(batch)  # the first call probes the head
     rows.clear()
     scorer(batch)
     assert max(rows) == 3
 
 
-def test_the_written_out_gradient_is_the_one_of_log_softmax():
-    """Of rows, weight and bias, in float64, with chunks that do not divide the rows."""
+def test_the_closed_form_gradient_equals_that_of_log_softmax():
+    """For rows, weight and bias, in float64, with chunks that do not divide the rows."""
     layer = torch.nn.Linear(5, 7, dtype=torch.float64)
     rows, targets = torch.randn(8, 5, dtype=torch.float64, requires_grad=True), torch.arange(8) % 7
     states = States(Head(layer, layer), rows)
@@ -89,8 +89,8 @@ def test_the_written_out_gradient_is_the_one_of_log_softmax():
     torch.testing.assert_close(logps(), plain, rtol=1e-12, atol=0)
     weights = torch.randn(8, dtype=torch.float64)
     found, expected = (torch.autograd.grad((out * weights).sum(), inputs) for out in (logps(), plain))
-    for mine, theirs in zip(found, expected, strict=True):
-        torch.testing.assert_close(mine, theirs, rtol=1e-11, atol=1e-13)
+    for ours, autograd in zip(found, expected, strict=True):
+        torch.testing.assert_close(ours, autograd, rtol=1e-11, atol=1e-13)
 
 
 def test_under_autocast_the_heads_gradient_is_summed_in_float32():
@@ -133,7 +133,7 @@ def test_a_model_that_caps_its_logits_is_scored_in_chunks_of_capped_logits():
     assert scored.chosen.row(1).tolist() == pytest.approx(expected, abs=1e-5)
 
 
-def test_logits_that_nothing_here_can_make_come_from_the_models_own_forward():
+def test_logits_of_an_unknown_head_come_from_the_models_own_forward():
     model = with_shifted_logits(llama())
     assert find_head(model) is None
     batch = random_pairs(3)
@@ -142,12 +142,12 @@ def test_logits_that_nothing_here_can_make_come_from_the_models_own_forward():
         assert Scorer(model, scoring)(batch).chosen.row(1).tolist() == pytest.approx(expected, abs=1e-5)
 
 
-def test_log_probabilities_are_float32_for_a_bfloat16_model_and_float64_for_a_float64_one():
+def test_log_probabilities_are_float32_for_a_bfloat16_model_and_float64_for_a_float64_model():
     assert Scorer(llama().bfloat16())(random_pairs()).chosen.values.dtype == torch.float32
     assert Scorer(llama().double())(random_pairs()).chosen.values.dtype == torch.float64
 
 
-def test_dropout_stays_off_although_the_configuration_has_some():
+def test_dropout_is_off_although_the_configuration_has_it():
     from tests.conftest import gpt2
 
     batch, scorer = random_pairs(), Scorer(gpt2())
@@ -175,19 +175,33 @@ def masked(pairs: int = 6):
     return batch
 
 
-def test_of_a_response_of_several_turns_only_the_trained_tokens_are_scored_given_all_before_them(model):
+def test_only_trained_tokens_are_scored_but_all_tokens_are_context(model):
     batch = masked()
     scored, lengths = Scorer(model)(batch), batch.trained_lengths()
     for side, mask, counts in zip(("chosen", "rejected"), batch.trained, lengths, strict=True):
         for i in range(len(batch)):
-            everything = oracle(model, batch.prompt.row(i).tolist(), getattr(batch, side).row(i).tolist())
-            expected = [logp for logp, on in zip(everything, mask.row(i).tolist(), strict=True) if on]
+            logps = oracle(model, batch.prompt.row(i).tolist(), getattr(batch, side).row(i).tolist())
+            expected = [logp for logp, trained in zip(logps, mask.row(i).tolist(), strict=True) if trained]
             assert getattr(scored, side).row(i).tolist() == pytest.approx(expected, abs=1e-5)
         assert torch.equal(counts, getattr(scored, side).lengths)
 
 
-def test_masks_follow_their_pairs_into_a_batch():
+def test_masks_stay_with_their_pairs_in_a_batch():
     batch = masked()
     part = batch.select([4, 1])
     assert torch.equal(part.trained[0].row(0), batch.trained[0].row(4))
     assert torch.equal(part.trained_lengths()[1], batch.trained_lengths()[1][[4, 1]])
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("layout", ["shared_prefix", "padded"])
+def test_log_probabilities_of_a_bfloat16_model_are_summed_in_float32(family, layout):
+    """A response's sum is within 1 % of the same weights' in float32, and it is the sum of its own tokens exactly."""
+    half, pairs = FAMILIES[family]().bfloat16(), random_pairs(12)
+    full = FAMILIES[family]()
+    full.load_state_dict(half.state_dict())
+    rounded, exact = Scorer(half, layout)(pairs), Scorer(full, layout)(pairs)
+    for side in ("chosen", "rejected"):
+        values = getattr(rounded, side)
+        assert values.values.dtype == torch.float32
+        torch.testing.assert_close(values.sum(), getattr(exact, side).sum(), rtol=0.01, atol=0)

@@ -1,1 +1,1 @@
-"""Theory as runs: the package's own losses on softmax bandits, where the optimum is known exactly."""
+"""The package's losses on softmax bandits, whose optimum is known exactly."""

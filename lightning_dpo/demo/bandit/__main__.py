@@ -1,9 +1,9 @@
-"""Theory as runs: the package's own losses on softmax bandits, where the optimum is known exactly.
+"""Train the package's losses on softmax bandits, whose optimum is known exactly.
 
-    python -m lightning_dpo.demo.bandit ipo    three actions of the IPO paper: IPO stays regularised, DPO goes greedy
-    python -m lightning_dpo.demo.bandit dpo    the closed form of DPO, π* ~ π_ref exp(r/β), is reached
+    python -m lightning_dpo.demo.bandit ipo    the IPO paper's three actions: IPO stays regularised, DPO becomes greedy
+    python -m lightning_dpo.demo.bandit dpo    DPO reaches its closed form, π* ~ π_ref exp(r/β)
 
-Each takes about a minute, prints a table and leaves table.csv and plot.png.
+Each takes about a minute, prints a table and writes table.csv and plot.png.
 """
 
 import argparse
@@ -22,22 +22,22 @@ def main() -> None:
     parser.add_argument("--steps", type=int, help="optimizer steps (default: ipo 18000, dpo 1500)")
     parser.add_argument("--seed", type=int, default=0)
     arguments = parser.parse_args()
-    given = {"seed": arguments.seed} | ({} if arguments.steps is None else {"steps": arguments.steps})
+    options = {"seed": arguments.seed} | ({} if arguments.steps is None else {"steps": arguments.steps})
     folder: Path = arguments.output or Path("outputs/bandit") / arguments.bandit
     folder.mkdir(parents=True, exist_ok=True)
     torch.set_num_threads(1)  # the tensors are tiny
 
     begin = time.monotonic()
     if arguments.bandit == "ipo":
-        run = runs.ipo_bandit(**given)
+        run = runs.ipo_bandit(**options)
         table, figure = runs.ipo_table(run), plots.ipo_figure(run)
     else:
-        run = runs.dpo_bandit(**given)
+        run = runs.dpo_bandit(**options)
         table, figure = runs.dpo_table(run), plots.dpo_figure(run)
     table.to_csv(folder / "table.csv", index=False)
     figure.savefig(folder / "plot.png", dpi=110)
     print(table.to_string(index=False, float_format=lambda x: f"{x:.4f}" if x == 0 or x > 1e-4 else f"{x:.0e}"))
-    print(f"{time.monotonic() - begin:.0f} s; written to {folder}: plot.png, table.csv")
+    print(f"{time.monotonic() - begin:.0f} s; plot.png and table.csv written to {folder}")
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""The pictures of `bandit.py`: dots are runs, lines are theory."""
+"""Figures of the bandit runs: dots are runs, lines are theory."""
 
 import matplotlib.pyplot as plt
 import torch
@@ -11,7 +11,7 @@ COLORS = ("tab:blue", "tab:orange", "tab:green", "tab:red", "tab:purple")
 
 
 def ipo_figure(run: IPOBandit) -> Figure:
-    """Policies against tau for each data set, IPO above and DPO below; on the right the way there on the first one."""
+    """Policies against tau for each data set, IPO above DPO; on the right the training curves on the first one."""
     figure, axes = plt.subplots(len(LOSSES), len(DATA) + 1, figsize=(17, 6.4), sharey=True, layout="constrained")
     for row, (loss, name) in enumerate(zip(axes, LOSSES, strict=True)):
         for d, ax in enumerate(loss[:-1]):
@@ -19,8 +19,8 @@ def ipo_figure(run: IPOBandit) -> Figure:
         _curves(loss[-1], run, row, name)
     axes[1, 1].legend(title="dots: runs, mean and sd over seeds\nlines: theory", loc="upper center", fontsize=9)
     axes[1, -1].legend(fontsize=8, loc="lower right", ncols=2)
-    figure.suptitle("Three-action bandit: IPO stays where tau holds it. DPO goes greedy whatever tau, only more slowly "
-                    "at a large one (right)", fontsize=13)  # fmt: skip
+    title = "Three-action bandit: tau regularises IPO; DPO becomes greedy at every tau, later at a large one"
+    figure.suptitle(title, fontsize=13)
     return figure
 
 
@@ -30,7 +30,7 @@ def _policies(ax: Axes, policy: torch.Tensor, loss: str, d: int) -> None:
     optima = torch.stack([DATA[d].ipo_optimum(tau) for tau in dense])
     for i, action in enumerate("abc"):
         line = optima[:, i] if loss == "ipo" else [DATA[d].dpo_limit[i]] * len(dense)
-        # Where two actions have the same theory, the second one is dashed over the first.
+        # Dashed, so that lines that coincide stay visible.
         ax.plot(dense, line, color=COLORS[i], lw=1.5, ls=("-", (0, (4, 4)), (0, (2, 2)))[i])
         spread = policy[..., i].std(0, correction=0)
         style = {"fmt": "os^"[i], "ms": 8 - 1.5 * i, "color": COLORS[i], "mec": "white", "mew": 0.5}
@@ -53,13 +53,13 @@ def _curves(ax: Axes, run: IPOBandit, row: int, loss: str) -> None:
 
 
 def dpo_figure(run: DPOBandit) -> Figure:
-    """The distance to the closed form while training, one problem's policy against beta, and the reward-KL frontier."""
-    figure, (way, policy, best) = plt.subplots(1, 3, figsize=(15, 4.6), layout="constrained")
+    """The distance to the closed form during training, one problem's policy against beta, the reward-KL frontier."""
+    figure, (error, policy, best) = plt.subplots(1, 3, figsize=(15, 4.6), layout="constrained")
     for b, beta in enumerate(BETAS):
-        way.plot(run.times, run.error[:, b].clamp(min=1e-16), color=COLORS[b], label=f"beta {beta:g}")
-    way.axhline(1e-8, color="black", lw=0.8, ls=":")
-    way.set(yscale="log", xlabel="step", ylabel="largest |log π - log π*|, nats", title="DPO reaches its closed form")
-    way.legend()
+        error.plot(run.times, run.error[:, b].clamp(min=1e-16), color=COLORS[b], label=f"beta {beta:g}")
+    error.axhline(1e-8, color="black", lw=0.8, ls=":")
+    error.set(yscale="log", xlabel="step", ylabel="largest |log π - log π*|, nats", title="DPO reaches its closed form")
+    error.legend()
 
     dense = torch.logspace(-1.2, 1.2, 100).tolist()
     curve = torch.stack([closed_form(run.reference[0], run.reward[0], beta) for beta in dense]).exp()
@@ -78,6 +78,6 @@ def dpo_figure(run: DPOBandit) -> Figure:
     best.set(xlabel="KL to the reference, nats", ylabel="expected reward",
              title="every beta ends on the reward-KL frontier\n(means over the problems)")  # fmt: skip
     best.legend(fontsize=8)
-    for ax in (way, policy, best):
+    for ax in (error, policy, best):
         ax.grid(alpha=0.3)
     return figure

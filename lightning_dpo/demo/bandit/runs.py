@@ -1,7 +1,6 @@
-"""The runs: softmax bandits whose optimum is known, trained with the package's own losses.
+"""Softmax bandits with a known optimum, trained with the package's losses.
 
-All seeds, data sets and betas are one tensor, so that there is one loop; Adam treats each number by itself, so they do
-not disturb each other.
+All seeds, data sets and betas are trained in one tensor. Adam is elementwise, so they do not affect each other.
 """
 
 import math
@@ -19,16 +18,16 @@ LOSSES = {"ipo": losses.ipo, "dpo": losses.dpo}
 
 
 class Preferences(NamedTuple):
-    """A data set of the three-action bandit: pairs (chosen, rejected), and where DPO goes on it at every beta."""
+    """A data set of the three-action bandit: pairs (chosen, rejected), and the limit of DPO at every beta."""
 
     name: str
     pairs: list[tuple[int, int]]
     dpo_limit: tuple[float, float, float]
 
     def ipo_optimum(self, tau: float) -> Tensor:
-        """The policy that minimises IPO's loss over the pairs, shape [action].
+        """The policy that minimises IPO's loss over the pairs from a uniform reference, shape [action].
 
-        From a uniform reference the loss is a square in the logits, (θ_chosen - θ_rejected - 1/(2τ))²: least squares.
+        The loss is (θ_chosen - θ_rejected - 1/(2τ))² in the logits, so this is least squares.
         """
         chosen, rejected = one_hot(torch.tensor(self.pairs).T, 3).double()
         targets = torch.full((len(self.pairs),), 1 / (2 * tau), dtype=torch.float64)
@@ -44,15 +43,14 @@ DATA = [
 ]
 """D1 and D2 of the paper (Azar et al. 2023, arXiv 2310.12036, section 5.4), and two readings of its D3.
 
-D3 as printed there, {a > b, b > a}, gives θ_c no gradient at all, so that it cannot show what the text describes: an
-action that is never preferred. Both readings have such an action.
+D3 is meant to have an action that is never preferred, but as printed, {a > b, b > a}, it gives θ_c no gradient.
 """
 TAUS = (0.1, 0.3, 0.5, 1.0, 2.0, 5.0, 10.0)
 MINI_BATCH = 9
 
 
 class IPOBandit(NamedTuple):
-    """`policy` [loss, seed, data, tau, action]; π(a) at each of `times` in `curve` [time, loss, seed, data, tau]."""
+    """`policy` [loss, seed, data, tau, action], and `curve`: π(a) at `times`, [time, loss, seed, data, tau]."""
 
     policy: Tensor
     curve: Tensor
@@ -62,8 +60,8 @@ class IPOBandit(NamedTuple):
 def ipo_bandit(steps: int = 18000, seeds: int = 10, seed: int = 0, average: int = 2000) -> IPOBandit:
     """The paper's runs: uniform reference and start, Adam at lr 0.01, mini-batches of 9 pairs with replacement.
 
-    IPO and DPO see the same mini-batches at every tau. Policies are means over the last `average` steps, because
-    mini-batches make a single one noisy (IPO's up to 0.008).
+    IPO and DPO see the same mini-batches at every tau. Policies are means over the last `average` steps, because a
+    single one is noisy (IPO's up to 0.008).
     """
     average = min(average, steps)
     drawn = draws(steps, seeds, seed) / MINI_BATCH
@@ -84,7 +82,7 @@ def ipo_bandit(steps: int = 18000, seeds: int = 10, seed: int = 0, average: int 
             function(PairLogps(c, r, ref_chosen=reference, ref_rejected=reference), beta=taus).loss
             for function, c, r in zip(LOSSES.values(), chosen, rejected, strict=True)
         ]
-        # A mini-batch repeats pairs; each is computed once and weighs as often as it was drawn.
+        # Mini-batches repeat pairs: each is computed once, with its number of draws as weight.
         weights = drawn[step, :, :, None].expand(shape).flatten()
         optimizer.zero_grad()
         torch.autograd.backward(values, [weights] * len(values))
@@ -97,7 +95,7 @@ def ipo_bandit(steps: int = 18000, seeds: int = 10, seed: int = 0, average: int 
 
 
 def draws(steps: int, seeds: int, seed: int) -> Tensor:
-    """How often the mini-batch of a step holds each pair, shape [step, seed, data, pair]."""
+    """The number of times that each pair is in a step's mini-batch, [step, seed, data, pair]."""
     sizes = torch.tensor([len(d.pairs) for d in DATA])
     uniform = torch.rand(steps, seeds, len(DATA), MINI_BATCH, generator=torch.Generator().manual_seed(seed))
     rows = (uniform * sizes[:, None]).long()
@@ -105,7 +103,7 @@ def draws(steps: int, seeds: int, seed: int) -> Tensor:
 
 
 def ipo_table(run: IPOBandit) -> pd.DataFrame:
-    """One row per data set, tau and loss: the policy (mean over seeds), where theory says it goes, and the distance."""
+    """One row per data set, tau and loss: the policy (mean over seeds), its theoretical limit, and the distance."""
     rows = []
     for d, data in enumerate(DATA):
         for t, tau in enumerate(TAUS):
@@ -122,14 +120,14 @@ BETAS = (0.1, 0.3, 1.0, 3.0, 10.0)
 
 
 class DPOBandit(NamedTuple):
-    """Log-probabilities `policy` and `optimum` [beta, problem, action], and the way there."""
+    """Log-probabilities `policy` and `optimum` [beta, problem, action], and the training curve `error`."""
 
     reference: Tensor  # log-probabilities [problem, action]
     reward: Tensor  # [problem, action]
     policy: Tensor
     optimum: Tensor
     loss: Tensor  # the last one [beta, problem], a mean over pairs
-    entropy: Tensor  # of the preferences, nats per pair [problem]: the least that the loss can be, at every beta
+    entropy: Tensor  # of the preferences, nats per pair [problem]: the minimum of the loss at every beta
     error: Tensor  # largest |log π - log π*| [time, beta]
     times: list[int]
 
@@ -142,23 +140,22 @@ def closed_form(reference: Tensor, reward: Tensor, beta: float) -> Tensor:
 def dpo_bandit(steps: int = 1500, problems: int = 8, actions: int = 5, seed: int = 0) -> DPOBandit:
     """DPO on random problems, from π = π_ref, with Adam.
 
-    Every pair of actions enters with both labels, weighted by their Bradley-Terry probabilities σ(r_i - r_j), so that
-    the gradient is exact. With one sampled label for each pair an action may win all of its pairs, and no finite policy
-    is best.
+    Each pair of actions has both labels with their Bradley-Terry probabilities σ(r_i - r_j) as weights, so the gradient
+    is exact. With one sampled label per pair, an action may win all of its pairs, and no finite policy is optimal.
     """
     generator = torch.Generator().manual_seed(seed)
     reference = torch.randn(problems, actions, generator=generator, dtype=torch.float64).log_softmax(-1)
     reward = torch.randn(problems, actions, generator=generator, dtype=torch.float64)
     optimum = torch.stack([closed_form(reference, reward, beta) for beta in BETAS])
     theta = reference.expand_as(optimum).clone().requires_grad_()
-    # At a constant lr Adam never comes to rest: its step is lr times a ratio that does not vanish with the gradient.
+    # At a constant lr Adam does not converge: its step does not vanish with the gradient.
     optimizer = torch.optim.Adam([theta], lr=1.0, betas=(0.9, 0.99))
     decay = torch.optim.lr_scheduler.ExponentialLR(optimizer, gamma=0.995)
     winner, loser = (torch.ones(actions, actions) - torch.eye(actions)).nonzero().T
     shape = (len(BETAS), problems, len(winner))
     log_odds = (reward[:, winner] - reward[:, loser]).expand(shape).flatten()
-    weights = log_odds.sigmoid() * 2 / len(winner)  # the two labels of a pair share its weight
-    ref_winner, ref_loser = (reference[:, side].expand(shape).flatten() for side in (winner, loser))
+    weights = log_odds.sigmoid() * 2 / len(winner)  # each pair is in both orders
+    ref_chosen, ref_rejected = (reference[:, side].expand(shape).flatten() for side in (winner, loser))
     betas: Any = torch.tensor(BETAS, dtype=torch.float64)[:, None, None].expand(shape).flatten()
 
     error, times = [], range(0, steps, 20)
@@ -167,8 +164,8 @@ def dpo_bandit(steps: int = 1500, problems: int = 8, actions: int = 5, seed: int
         logp = theta.log_softmax(-1)
         if step in times:
             error.append((logp.detach() - optimum).abs().amax((1, 2)))
-        won, lost = (logp[..., side].flatten() for side in (winner, loser))
-        pairs = PairLogps(won, lost, ref_chosen=ref_winner, ref_rejected=ref_loser)
+        chosen, rejected = (logp[..., side].flatten() for side in (winner, loser))
+        pairs = PairLogps(chosen, rejected, ref_chosen=ref_chosen, ref_rejected=ref_rejected)
         loss = losses.dpo(pairs, beta=betas).loss * weights
         optimizer.zero_grad()
         loss.sum().backward()
@@ -181,7 +178,7 @@ def dpo_bandit(steps: int = 1500, problems: int = 8, actions: int = 5, seed: int
 
 
 def dpo_table(run: DPOBandit) -> pd.DataFrame:
-    """One row per beta; reward and KL to the reference are means over the problems, in nats."""
+    """One row per beta; reward and KL to the reference (nats) are means over the problems."""
     rows = []
     for b, beta in enumerate(BETAS):
         reached, best = (frontier(run, log_p) for log_p in (run.policy[b], run.optimum[b]))

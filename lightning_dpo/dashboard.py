@@ -104,9 +104,7 @@ def as_json(built: Any) -> str:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--entity", help="user or team (default: your own default)")
-    parser.add_argument(
-        "--project", default="lightning_dpo", help="the logger.wandb.project of the runs (default: %(default)s)"
-    )
+    parser.add_argument("--project", default="lightning_dpo", help="logger.wandb.project (default: %(default)s)")
     parser.add_argument("--name", default="Preference tuning", help="name of the workspace (default: %(default)s)")
     parser.add_argument("--dry-run", action="store_true", help="print the workspace's JSON and send nothing")
     arguments = parser.parse_args()

@@ -1,4 +1,4 @@
-"""The W&B workspace: its JSON is pinned, and every name in it is one that a run logs."""
+"""The W&B workspace: its JSON is pinned, and runs log every metric in it."""
 
 import csv
 import json
@@ -13,18 +13,18 @@ GOLDEN = ROOT / "tests" / "golden" / "dashboard.json"
 
 
 def test_a_dry_run_prints_the_pinned_json(capsys, monkeypatch):
-    """After a wanted change: python -m lightning_dpo.dashboard --dry-run > tests/golden/dashboard.json"""
+    """After an intended change: python -m lightning_dpo.dashboard --dry-run > tests/golden/dashboard.json"""
     monkeypatch.setattr(sys, "argv", ["dashboard", "--dry-run"])
     dashboard.main()
     assert json.loads(capsys.readouterr().out) == json.loads(GOLDEN.read_text())
 
 
-def test_it_goes_where_it_is_told():
+def test_it_has_the_entity_project_and_name_of_its_arguments():
     sent = json.loads(dashboard.as_json(dashboard.workspace("team", "mine", "name")))
     assert (sent["entity"], sent["project"], sent["displayName"]) == ("team", "mine", "name")
 
 
-def test_it_shows_what_a_run_logs(command, short, tmp_path):
+def test_runs_log_every_metric_and_setting_that_it_shows(command, short, tmp_path):
     assert command(*short, "trainer.max_steps=1", "logger=csv")[0] == 0
     with open(tmp_path / "run" / "metrics.csv", newline="") as file:
         logged = set(next(csv.reader(file)))

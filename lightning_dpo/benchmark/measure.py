@@ -14,15 +14,12 @@ from lightning_dpo.benchmark.contender import Contender
 
 def seconds(work: Callable[[], Any], device: str) -> float:
     """CPU-seconds of this process over all threads; on a GPU, wall-clock seconds until it has finished."""
-    if device == "cpu":
-        start = time.process_time()
-        work()
-        return time.process_time() - start
-    torch.cuda.synchronize()
-    start = time.perf_counter()
+    clock, wait = (time.process_time, lambda: None) if device == "cpu" else (time.perf_counter, torch.cuda.synchronize)
+    wait()
+    start = clock()
     work()
-    torch.cuda.synchronize()
-    return time.perf_counter() - start
+    wait()
+    return clock() - start
 
 
 def in_turn(

@@ -1,4 +1,4 @@
-"""Chats as text: a tokenizer's chat template, and where the assistant's turns stand in what it prints."""
+"""Chats as text: renders messages by a chat template and finds the assistant's turns in the result."""
 
 import string
 from datetime import date as Date
@@ -15,7 +15,11 @@ Span = tuple[int, int]
 
 
 class EndOfTurn(NamedTuple):
-    """What a chat template prints after the last assistant message: `printed`, of which `kept` stays."""
+    """What a chat template prints after the last assistant message.
+
+    printed: all of it. kept: the beginning up to its first special token, whose id is `token_id`; "" and None if it
+    prints no special token.
+    """
 
     printed: str
     kept: str
@@ -23,32 +27,32 @@ class EndOfTurn(NamedTuple):
 
 
 class Chat:
-    """Renders messages by the template of a tokenizer.
+    """Renders messages by the tokenizer's chat template.
 
     Args:
-        date: the day (YYYY-MM-DD) that a template prints which asks for today's (`strftime_now`, as Llama 3 does).
+        date: the day (YYYY-MM-DD) for a template that prints the current one (`strftime_now`, as in Llama 3).
 
-    Errors: DataError where the tokenizer has no template, and where it prints a day and none is given, since the same
-    command would train other tokens tomorrow; BadRow where the template refuses the messages.
+    Errors: DataError if the tokenizer has no template, or if the template prints the day and `date` is None, because
+    the same command would then train on other tokens tomorrow. BadRow if the template refuses the messages.
     """
 
     def __init__(self, tokenizer: PreTrainedTokenizerBase, date: str | None = None):
-        self.tokenizer: Any = tokenizer  # the base class does not declare what fast tokenizers have
-        self.date, self._today = date, "" if date is None else _today(date)
+        self.tokenizer: Any = tokenizer  # the base class does not declare the attributes of fast tokenizers
+        self.date, self._date_macro = date, "" if date is None else _date_macro(date)
         self._prints_day = "strftime_now" in str(tokenizer.chat_template)
         if date is not None and not self._prints_day:
             raise DataError(f"data.date={date}: the chat template prints no day; leave it out")
 
     def prompt(self, messages: Messages) -> str:
-        """The prompt up to where the response begins."""
+        """The text before the response."""
         if messages[-1]["role"] == "assistant":
             return self.render(messages, continue_final_message=True)
         return self.render(messages, add_generation_prompt=True)
 
     def conversation(self, prompt: Messages, response: Response) -> tuple[str, list[Span] | None]:
-        """Prompt and response, the last end of turn included; the spans of the assistant's turns if there are several.
+        """Prompt and response up to the last end of turn; for several turns, also the spans of the assistant's.
 
-        The message that a prompt begins for the assistant is continued.
+        The response continues a final assistant message of the prompt.
         """
         turns = [{"role": "assistant", "content": response}] if isinstance(response, str) else response
         if prompt[-1]["role"] == "assistant":
@@ -66,8 +70,8 @@ class Chat:
         if not all(text.startswith(part) for part in [*starts, *ends]):
             raise BadRow(
                 "template",
-                "the chat template prints earlier turns differently once others follow, so the trained turns cannot be "
-                "told apart; use single-turn rows or another data.chat_template",
+                "the chat template prints earlier turns differently when others follow, so the trained turns cannot be "
+                "located; use single-turn rows or another data.chat_template",
             )
         return text, [(len(start), len(end)) for start, end in zip(starts, ends, strict=True)]
 
@@ -85,37 +89,37 @@ class Chat:
         mark = "RESPONSE"
         text = self.render([{"role": "user", "content": "x"}, {"role": "assistant", "content": mark}])
         printed = text[text.rfind(mark) + len(mark) :]
-        added = self.tokenizer.added_tokens_decoder.items()
-        special = {token.content: i for i, token in added if token.special}
+        special = {token.content: i for i, token in self.tokenizer.added_tokens_decoder.items() if token.special}
         special[self.tokenizer.eos_token] = self.tokenizer.eos_token_id
-        found = [(printed.find(content), -len(content), content) for content in special if content in printed]
+        found = [content for content in special if content in printed]
         if not found:
             return EndOfTurn(printed, "", None)
-        at, _, content = min(found)
-        return EndOfTurn(printed, printed[: at + len(content)], special[content])
+        first = min(found, key=lambda content: (printed.find(content), -len(content)))
+        return EndOfTurn(printed, printed[: printed.find(first) + len(first)], special[first])
 
     def render(self, messages: Messages, **options) -> str:
         if not self.tokenizer.chat_template:
             raise DataError(
-                "the rows are chats, and the tokenizer has no chat template; "
-                "give one by data.chat_template=FILE (Jinja)"
+                "the rows are chats, but the tokenizer has no chat template; type data.chat_template=FILE (Jinja)"
             )
         if self._prints_day and self.date is None:
             raise DataError(
-                "the chat template prints the day on which it is rendered (strftime_now), so that the same command "
-                f"would train other tokens tomorrow; type data.date={Date.today()}, or another day"
+                "the chat template prints the current day (strftime_now), so the same command would train on other "
+                f"tokens tomorrow; type data.date={Date.today()}, or another day"
             )
         try:
-            template = self._today + self.tokenizer.get_chat_template()
+            template = self._date_macro + self.tokenizer.get_chat_template()
             return self.tokenizer.apply_chat_template(messages, chat_template=template, tokenize=False, **options)
         except Exception as error:  # Jinja's own, and whatever a template raises
             first = str(error).splitlines()[0] if str(error) else type(error).__name__
             raise BadRow("template", f"the chat template refuses the messages: {printable(first, 120)}") from None
 
 
-def _today(date: str) -> str:
-    """A Jinja macro that replaces the function `strftime_now` of transformers, which takes the clock's day. A function
-    given as a render variable does not arrive: transformers turns those into plain data."""
+def _date_macro(date: str) -> str:
+    """A Jinja macro in place of the function `strftime_now` of transformers, which reads the clock.
+
+    A function passed as a render variable would not arrive, because transformers turns those into plain data.
+    """
     try:
         day = Date.fromisoformat(date)
     except ValueError as error:
@@ -126,10 +130,10 @@ def _today(date: str) -> str:
 
 
 def template_text(template: str) -> str:
-    """A Jinja template has braces or spaces; anything else is the path of a file that must exist."""
+    """A template from data.chat_template: Jinja text if it contains a brace, otherwise the path of a file."""
     if "{" in template:
         return template
     try:
         return Path(template).expanduser().read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
-        raise DataError(f"data.chat_template={template}: not a file with a template: {error}") from None
+        raise DataError(f"data.chat_template={template}: not a readable template file: {error}") from None

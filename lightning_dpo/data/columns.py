@@ -16,24 +16,21 @@ from lightning_dpo.data.rows import BadRow, Dropped, Row
 from lightning_dpo.data.sources import Chunk
 from lightning_dpo.data.tokenize import Encoded, PairTokenizer
 
+SIDES = ("prompt", "chosen", "rejected")
 DTYPES = {
-    "prompt": np.int32,
-    "chosen": np.int32,
-    "rejected": np.int32,
-    "chosen_trained": np.uint8,
-    "rejected_trained": np.uint8,
-    "prompt_lengths": np.int64,
-    "chosen_lengths": np.int64,
-    "rejected_lengths": np.int64,
-    "prompt_hash": np.uint64,
-    "chosen_hash": np.uint64,
-    "rejected_hash": np.uint64,
+    **dict.fromkeys(SIDES, np.int32),
+    **dict.fromkeys(("chosen_trained", "rejected_trained"), np.uint8),
+    **{f"{side}_lengths": np.int64 for side in SIDES},
+    **{f"{side}_hash": np.uint64 for side in SIDES},
     "number": np.int64,
     "weight": np.float64,
     "margin": np.float64,
     "flags": np.uint8,
 }
-"""Columns of a token store. The first five have one value per token, the others one per pair."""
+"""Columns of a token store. Token ids and trained masks have one value per token, the others one per pair."""
+
+SHOWN = 20
+"""Bad rows that are kept as examples."""
 
 
 class Bad(NamedTuple):
@@ -46,10 +43,10 @@ class Bad(NamedTuple):
 
 
 class EncodedChunk(NamedTuple):
-    """What became of a chunk: columns of the pairs that can be trained, and counts of the others.
+    """An encoded chunk: columns of the pairs that can be trained, and counts of the others.
 
-    records: rows read. counts: pairs dropped by reason. ends: token ids that end responses. masked: whether some
-    response tokens are context. bad: the first bad rows; bad_kinds counts them all.
+    records: rows read. counts: dropped pairs by reason. ends: token ids that end responses. masked: whether some
+    response tokens are not trained. bad: the first bad rows. bad_kinds: counts of all of them.
     """
 
     columns: dict[str, np.ndarray]
@@ -63,27 +60,21 @@ class EncodedChunk(NamedTuple):
 
 
 class RowEncoder(NamedTuple):
-    """How chunks are encoded; called with (chunk, whether to encode or only to parse)."""
+    """Parses and encodes chunks. Without `encode` it only parses them, which counts the bad rows."""
 
     format: Format
     tokenizer: PairTokenizer
 
     def __call__(self, chunk: Chunk, encode: bool = True) -> EncodedChunk:
+        items = list(parsed(chunk, self.format))
+        rows = [row for _, row in items if isinstance(row, Row)]
+        answers = iter(self.tokenizer.encode(rows) if encode else map(self.tokenizer.rendered, rows))
         counts: Counter = Counter()
         bad: list[Bad] = []
-        numbers, rows = [], []
-        for number, pair in parsed(chunk, self.format):
-            if isinstance(pair, Row):
-                numbers.append(number)
-                rows.append(pair)
-            elif isinstance(pair, Dropped):
-                counts[str(pair)] += 1
-            else:
-                bad.append(Bad(number, pair.field, pair.kind, str(pair)))
         kept: list[tuple[int, Row, Encoded]] = []
-        answers = self.tokenizer.encode(rows) if encode else map(self.tokenizer.rendered, rows)
-        for number, row, answer in zip(numbers, rows, answers, strict=True):
-            if isinstance(answer, Encoded):
+        for number, row in items:
+            answer = next(answers) if isinstance(row, Row) else row
+            if isinstance(row, Row) and isinstance(answer, Encoded):
                 kept.append((number, row, answer))
             elif isinstance(answer, Dropped):
                 counts[str(answer)] += 1
@@ -95,24 +86,23 @@ class RowEncoder(NamedTuple):
             records=len(chunk.items),
             counts=counts,
             tokens_cut=sum(e.tokens_cut for *_, e in kept),
-            ends={self.tokenizer.end_id(row) for row in rows[:1]} | {self.tokenizer.end_id(r) for _, r, _ in kept},
+            ends={self.tokenizer.end_id(row) for row in [*rows[:1], *(row for _, row, _ in kept)]},
             masked=masked,
-            bad=sorted(bad)[:20],
+            bad=sorted(bad)[:SHOWN],
             bad_kinds=Counter(b.kind for b in bad),
         )
 
 
 def _columns(kept: list[tuple[int, Row, Encoded]]) -> dict[str, np.ndarray]:
     pairs = [e for *_, e in kept]
-    values: dict[str, Any] = {
-        name: [t for e in pairs for t in getattr(e, name)] for name in ("prompt", "chosen", "rejected")
-    }
+    values: dict[str, Any] = {}
+    for side in SIDES:
+        values[side] = [token for e in pairs for token in getattr(e, side)]
+        values[f"{side}_lengths"] = [len(getattr(e, side)) for e in pairs]
+        values[f"{side}_hash"] = [content_hash(getattr(row, side)) for _, row, _ in kept]
     for side in ("chosen", "rejected"):
-        masks = ((getattr(e, f"{side}_trained"), getattr(e, side)) for e in pairs)
-        values[f"{side}_trained"] = [t for mask, ids in masks for t in (mask or [True] * len(ids))]
-    for name in ("prompt", "chosen", "rejected"):
-        values[f"{name}_lengths"] = [len(getattr(e, name)) for e in pairs]
-        values[f"{name}_hash"] = [content_hash(getattr(row, name)) for _, row, _ in kept]
+        masks = (getattr(e, f"{side}_trained") or [True] * len(getattr(e, side)) for e in pairs)
+        values[f"{side}_trained"] = [trained for mask in masks for trained in mask]
     values["number"] = [number for number, *_ in kept]
     values["weight"] = [row.weight for _, row, _ in kept]
     values["margin"] = [float("nan") if row.margin is None else row.margin for _, row, _ in kept]
@@ -121,45 +111,45 @@ def _columns(kept: list[tuple[int, Row, Encoded]]) -> dict[str, np.ndarray]:
 
 
 def content_hash(content: Any) -> int:
-    """64 bits of a text or of messages: equal for equal content, the same on every machine."""
+    """64 bits of a text or of messages, equal for equal content on every machine."""
     text = content if isinstance(content, str) else json.dumps(content, ensure_ascii=True)
     return int.from_bytes(hashlib.blake2b(text.encode(), digest_size=8).digest(), "little")
 
 
 def encoded_chunks(
-    work: RowEncoder, chunks: Iterable[Chunk], num_proc: int, stop_at_bad: bool
+    encoder: RowEncoder, chunks: Iterable[Chunk], num_proc: int, stop_at_bad: bool
 ) -> Iterator[EncodedChunk]:
-    """Each chunk encoded, in order. Once a row is bad and `stop_at_bad`, the rest is only parsed: it is counted."""
+    """Each chunk encoded, in order. With `stop_at_bad`, chunks after the first bad row are only parsed."""
     encode = True
-    for encoded in _mapped(work, ((chunk, encode) for chunk in chunks), num_proc):
+    for encoded in _mapped(encoder, ((chunk, encode) for chunk in chunks), num_proc):
         encode = encode and not (stop_at_bad and encoded.bad)
         yield encoded
 
 
-_work: Callable
+_encoder: Callable
 
 
-def _start_worker(work: RowEncoder) -> None:
-    global _work
-    _work = work
-    os.environ["TOKENIZERS_PARALLELISM"] = "false"  # one core each
+def _start_worker(encoder: RowEncoder) -> None:
+    global _encoder
+    _encoder = encoder
+    os.environ["TOKENIZERS_PARALLELISM"] = "false"  # each worker uses one core
 
 
 def _run(task: tuple) -> EncodedChunk:
-    return _work(*task)
+    return _encoder(*task)
 
 
-def _mapped(work: RowEncoder, tasks: Iterable[tuple], num_proc: int) -> Iterator[EncodedChunk]:
+def _mapped(encoder: RowEncoder, tasks: Iterable[tuple], num_proc: int) -> Iterator[EncodedChunk]:
     if num_proc == 1:
-        yield from (work(*task) for task in tasks)
+        yield from (encoder(*task) for task in tasks)
         return
-    # Forked, so that the tokenizer is shared and not sent with each chunk.
+    # Forked, so that the tokenizer is not sent with each chunk.
     context = multiprocessing.get_context("fork")
-    with ProcessPoolExecutor(num_proc, context, _start_worker, (work,)) as pool:
+    with ProcessPoolExecutor(num_proc, context, _start_worker, (encoder,)) as pool:
         waiting: deque = deque()
         for task in tasks:
             waiting.append(pool.submit(_run, task))
-            if len(waiting) > 2 * num_proc:  # a pool's own map would read the whole source at once
+            if len(waiting) > 2 * num_proc:  # the pool's own map would read the whole source at once
                 yield waiting.popleft().result()
         while waiting:
             yield waiting.popleft().result()

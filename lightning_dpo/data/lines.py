@@ -89,10 +89,7 @@ def parse_line(line: bytes) -> dict[str, Any]:
 
 
 def as_object(record: Any) -> dict[str, Any]:
-    """The record, if it is an object.
-
-    Errors: BadRow, which may have been found when the record was read.
-    """
+    """The record if it is an object. Errors: BadRow, which may have been raised when the record was read."""
     if isinstance(record, BadRow):
         raise record
     if not isinstance(record, dict):

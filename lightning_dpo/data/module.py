@@ -1,4 +1,4 @@
-"""PreferenceDataModule: sources of preference pairs -> ragged batches."""
+"""PreferenceDataModule: preference pairs from files, folders or the hub -> ragged batches."""
 
 from collections import Counter
 from collections.abc import Mapping
@@ -32,29 +32,30 @@ class PreferenceDataModule(L.LightningDataModule):
     Args:
         tokenizer: a tokenizer, or the folder or hub id of one.
         train: a JSONL, JSON or Parquet file, a folder saved by `datasets`, or a hub id; or a list of those and of
-            `{path, weight, subset, split, revision}`, where weight is the passes over that source per epoch.
-        val: a source like `train`; the share of distinct prompts that is held out (a prompt is never on both sides);
+            `{path, weight, subset, split, revision}`, where weight is the number of passes over the source per epoch.
+        val: a source like `train`; the fraction of distinct prompts to hold out (a prompt is never on both sides);
             several named sources `{name: source}`, which log `val/<name>/...`; or None.
         batch_size: pairs per micro-batch and rank, at most.
         max_tokens: prompt, chosen and rejected tokens per micro-batch and rank, at most; None: no limit.
-        max_length: longest prompt + response, tokens. A longer response is cut on the right; a pair whose prompt alone
-            fills it is dropped and counted. None: no limit.
-        max_prompt_length: longest prompt, tokens; a longer one is cut on the left, behind the system message.
-        turns: which assistant turns of a response of several turns are trained.
+        max_length: longest prompt + response, tokens. A longer response is truncated on the right. A pair whose prompt
+            alone fills it is dropped and counted. None: no limit.
+        max_prompt_length: longest prompt, tokens. A longer one is truncated on the left, after the system message.
+            None: no limit.
+        turns: which assistant turns of a multi-turn response are trained.
         ranked: which pairs a ranked list of responses gives.
-        columns: names of the fields prompt, chosen, rejected, responses, ranks, scores; None for a field to ignore.
+        columns: names of the fields prompt, chosen, rejected, responses, ranks, scores; None ignores a field.
         weight_column, margin_column: fields with a number per row, for the loss.
-        subset, split, revision: of hub data sets in `train` that don't name their own; validation names its own.
-        streaming: tokenise while training and keep nothing, for sets larger than the disk.
-        on_bad_row: stop at rows that are no preference pair, or drop and count them.
+        subset, split, revision: of hub data sets in `train` that do not name their own; validation names its own.
+        streaming: tokenise during training and keep nothing, for data sets larger than the disk.
+        on_bad_row: stop at rows that are not preference pairs, or drop and count them.
         shuffle: a new order each epoch, a function of seed and epoch.
-        num_workers: processes that prepare batches; None: two where there is a GPU, else none.
+        num_workers: processes that prepare batches; None: 2 with a GPU, otherwise 0.
         num_proc: processes that tokenise.
         chat_template: Jinja text, or a file of it; replaces the tokenizer's own.
-        date: the day (YYYY-MM-DD) that a chat template prints which asks for today's.
-        cache_dir: where tokenised sources are kept, found by content.
+        date: the day (YYYY-MM-DD) for a chat template that prints the current one.
+        cache_dir: folder of tokenised sources, which are found by content.
 
-    After `setup`: `train_pairs` and `val_sets` by name, each a PairSet (with `streaming` there is no `train_pairs`).
+    After `setup`: `train_pairs` (None with `streaming`) is a PairSet, and `val_sets` holds one per name.
 
     Errors: DataError names the file, line and field of a row that is not a preference pair.
     """
@@ -87,8 +88,8 @@ class PreferenceDataModule(L.LightningDataModule):
         seed: int = 0,
     ):
         super().__init__()
-        words = {"val": val, "turns": turns, "ranked": ranked, "on_bad_row": on_bad_row}
-        check_arguments(PreferenceDataModule, words, given_later=True)
+        checked = {"val": val, "turns": turns, "ranked": ranked, "on_bad_row": on_bad_row}
+        check_arguments(PreferenceDataModule, checked, given_later=True)
         self.tokenizer = load_tokenizer(tokenizer) if isinstance(tokenizer, str | Path) else tokenizer
         if chat_template is not None:
             self.tokenizer.chat_template = template_text(chat_template)
@@ -103,7 +104,7 @@ class PreferenceDataModule(L.LightningDataModule):
         self.val_sets: dict[str, PairSet] = {}
         self._epoch = self._batches = self._rows_used = 0
         self.stream_counts: Counter = Counter()
-        """What became of the rows of a stream that training has read so far."""
+        """Outcomes of the rows that training has read from a stream: pairs, and the reasons of dropped rows."""
         if streaming and isinstance(val, float):
             raise DataError(
                 f"data.val={val} with data.streaming=true: a stream cannot be split by prompt; name a source"
@@ -115,7 +116,7 @@ class PreferenceDataModule(L.LightningDataModule):
             )
         if streaming and (num_workers or 0) > 1:
             raise DataError(
-                f"data.num_workers={num_workers} with data.streaming=true: a stream is read by one; type 0 or 1"
+                f"data.num_workers={num_workers} with data.streaming=true: one process reads a stream; type 0 or 1"
             )
 
     @cached_property
@@ -125,45 +126,49 @@ class PreferenceDataModule(L.LightningDataModule):
     def setup(self, stage: str | None = None) -> None:
         if self.train_pairs is not None or self.val_sets:
             return
-        train = [] if self.streaming else [self._stored(source) for source in self.sources]
-        if isinstance(self.val, float):
-            _not_empty(PairSet(train), f"data.train={self.train}")
-            self.train_pairs, val = split_by_prompt(train, self.val)
-            self.val_sets = {"val": val}
+        train = None if self.streaming else self._pairs(self.sources, f"data.train={self.train}")
+        if isinstance(self.val, float) and train is not None:
+            self.train_pairs, self.val_sets["val"] = split_by_prompt(train.parts, self.val)
             return
         named = self.val if isinstance(self.val, Mapping) and "path" not in self.val else {"": self.val}
-        for name, given in named.items():
-            if given is not None:
-                held_out = sources([given] if isinstance(given, Mapping) else given, f"data.val{name and '.'}{name}")
-                if weighted := [source.path for source in held_out if source.weight != 1]:
-                    raise DataError(f"data.val: the weight of {weighted[0]} would be ignored; each pair counts once")
-                parts = [self._stored(source) for source in held_out]
-                self.val_sets[f"val/{name}" if name else "val"] = _not_empty(PairSet(parts), f"data.val={given}")
-        if not self.streaming:
-            self.train_pairs = _not_empty(PairSet(train), f"data.train={self.train}")
+        for name, entries in named.items():
+            if entries is None:
+                continue
+            held_out = sources(entries, f"data.val.{name}" if name else "data.val")
+            if weighted := [source.path for source in held_out if source.weight != 1]:
+                raise DataError(f"data.val: the weight of {weighted[0]} would be ignored; each pair counts once")
+            self.val_sets[f"val/{name}" if name else "val"] = self._pairs(held_out, f"data.val={entries}")
+        self.train_pairs = train
 
-    def _stored(self, source: Source) -> TokenisedSource:
-        return self.store.get(source, RowEncoder(self.format, self.encoder), self.num_proc, self.stop_at_bad)
+    def _pairs(self, found: list[Source], setting: str) -> PairSet:
+        encoder = RowEncoder(self.format, self.encoder)
+        pairs = PairSet([self.store.get(source, encoder, self.num_proc, self.stop_at_bad) for source in found])
+        if len(pairs) == 0:
+            dropped = sum((Counter(part.manifest["dropped"]) for part in pairs.parts), Counter())
+            raise DataError(f"{setting}: no usable pairs; dropped: {dict(dropped)}")
+        return pairs
 
     def sets(self) -> dict[str, PairSet]:
         """The sets by name: `train`, and `val` or `val/<name>`."""
         train = {} if self.train_pairs is None else {"train": self.train_pairs}
         return {**train, **self.val_sets}
 
+    def tokenised_sources(self) -> list[tuple[str, TokenisedSource]]:
+        """Each source once, with the name of the first set that has it."""
+        found: dict[int, tuple[str, TokenisedSource]] = {}
+        for name, pairs in self.sets().items():
+            for part in pairs.parts:
+                found.setdefault(id(part), (name, part))
+        return list(found.values())
+
     def pairs(self) -> dict[str, PairBatch]:
-        """All pairs of each source, by set and path: what a reference is computed for."""
-        named = [
-            (f"{name}, {part.source.path}", part)
-            for name, pairs in self.sets().items()
-            for part in pairs.parts
-            if len(part)
-        ]
-        return {name: part.pairs for name, part in {id(part): (name, part) for name, part in reversed(named)}.values()}
+        """All pairs of each source, by set and path: the pairs that a reference is computed for."""
+        return {f"{name}, {part.source.path}": part.pairs for name, part in self.tokenised_sources() if len(part)}
 
     @property
     def stop_ids(self) -> list[int]:
-        """Token ids at which a completion ends: where responses do, and EOS."""
-        ends = {i for pairs in self.sets().values() for part in pairs.parts for i in part.manifest["ends"]}
+        """Token ids that end a completion: those that end responses, and EOS."""
+        ends = {i for _, part in self.tokenised_sources() for i in part.manifest["ends"]}
         return sorted(ends | {self.encoder.tokenizer.eos_token_id})
 
     def train_dataloader(self) -> DataLoader:
@@ -178,8 +183,8 @@ class PreferenceDataModule(L.LightningDataModule):
         order.set_epoch(self._epoch)
         if self.max_tokens and (parts := [weight for weight in weights if weight % 1]):
             raise DataError(
-                f"data.max_tokens={self.max_tokens} with a weight of {parts[0]} in data.train: batches are settled "
-                "once, and half a source is another half each epoch; give whole weights"
+                f"data.max_tokens={self.max_tokens} with a weight of {parts[0]} in data.train: batches are formed once for "
+                "all epochs, but a fraction of a source differs by epoch; use whole weights"
             )
         return self._loader(self.train_pairs, order, self._batches)
 
@@ -198,22 +203,21 @@ class PreferenceDataModule(L.LightningDataModule):
         return batch
 
     def used(self, batch: PairBatch, epoch: int) -> None:
-        """Note that training has taken this batch: `state_dict` is the position after it."""
+        """Record that training has taken this batch: `state_dict` is the position after it."""
         self._batches = self._batches + 1 if epoch == self._epoch else 1
         self._epoch, self._rows_used = epoch, batch.rows_used
         self.stream_counts.update(batch.rows_read)
 
     def content(self) -> dict[str, list[str]]:
-        """Names of each set's data by content, in their order: equal lists are equal pairs. A stream has none."""
+        """Content hashes of each set's sources, in order. Equal lists mean equal pairs. A stream has none."""
         return {name: [part.folder.name for part in pairs.parts] for name, pairs in self.sets().items()}
 
     def state_dict(self) -> dict[str, Any]:
-        """The position in the order of the data: epoch, batches taken in it, and rows of a stream."""
-        counts = dict(self.stream_counts)
-        if self._batches and self.trainer is not None and self.trainer.is_last_batch:
-            return {"epoch": self._epoch + 1, "batches": 0, "rows_used": 0, "stream_counts": counts}
-        position = {"epoch": self._epoch, "batches": self._batches, "rows_used": self._rows_used}
-        return {**position, "stream_counts": counts}
+        """The position in the data: epoch, batches taken in it, and for a stream its rows used and their outcomes."""
+        epoch, batches, rows_used = self._epoch, self._batches, self._rows_used
+        if batches and self.trainer is not None and self.trainer.is_last_batch:
+            epoch, batches, rows_used = epoch + 1, 0, 0
+        return {"epoch": epoch, "batches": batches, "rows_used": rows_used, "stream_counts": dict(self.stream_counts)}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """The next training loader begins at this position."""
@@ -221,14 +225,7 @@ class PreferenceDataModule(L.LightningDataModule):
         self._rows_used, self.stream_counts = state_dict["rows_used"], Counter(state_dict["stream_counts"])
 
 
-def _columns(given: Mapping[str, str | None]) -> dict[str, str | None]:
-    if unknown := set(given) - set(COLUMNS):
+def _columns(names: Mapping[str, str | None]) -> dict[str, str | None]:
+    if unknown := set(names) - set(COLUMNS):
         raise DataError(f"data.columns: unknown {', '.join(sorted(unknown))}; allowed: {', '.join(COLUMNS)}")
-    return {**COLUMNS, **given}
-
-
-def _not_empty(pairs: PairSet, key: str) -> PairSet:
-    if len(pairs) == 0:
-        lost = {name: n for part in pairs.parts for name, n in part.manifest["dropped"].items()}
-        raise DataError(f"{key}: no pair is left of the rows; dropped: {lost}")
-    return pairs
+    return {**COLUMNS, **names}

@@ -1,4 +1,4 @@
-"""Sets of pairs over stored sources, and the order of an epoch."""
+"""Sets of pairs over tokenised sources, and the split by prompt."""
 
 from collections.abc import Iterator, Sequence
 from itertools import groupby
@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from lightning_dpo.batch import PairBatch
+from lightning_dpo.data.columns import SIDES
 from lightning_dpo.data.store import TokenisedSource
 from lightning_dpo.errors import DataError
 
@@ -17,7 +18,7 @@ class PairSet:
 
     Args:
         parts: the sources.
-        rows: for each, the row numbers that belong to the set; None: all.
+        rows: for each source, the row numbers that belong to the set; None: all.
     """
 
     def __init__(self, parts: Sequence[TokenisedSource], rows: Sequence[Tensor | None] | None = None):
@@ -41,7 +42,7 @@ class PairSet:
         return stored.where(row)
 
     def select(self, positions: Sequence[int]) -> PairBatch:
-        """The batch of these pairs, in this order; its `index` holds the positions."""
+        """The batch of these pairs, in this order. Its `index` holds the positions."""
         if len(self.parts) == 1:
             (part,), (rows,) = self.parts, self.rows
             batch = part.pairs.select(positions if rows is None else rows[list(positions)].tolist())
@@ -49,22 +50,16 @@ class PairSet:
             located = sorted((self.parts.index(s), row, i) for i, (s, row) in enumerate(map(self.locate, positions)))
             by_part = [(k, list(group)) for k, group in groupby(located, key=lambda x: x[0])]
             batch = PairBatch.cat([self.parts[k].pairs.select([row for _, row, _ in group]) for k, group in by_part])
-            back = {i: at for at, (_, _, i) in enumerate(located)}
-            batch = batch.select([back[i] for i in range(len(positions))])
+            batch = batch.select(np.argsort([i for *_, i in located]).tolist())
         batch.index = torch.tensor(list(positions))
         return batch
 
     def tokens(self) -> np.ndarray:
-        """Prompt, chosen and rejected tokens of each pair, shape [pair]: what it adds to a packed row."""
-        found = []
-        for part, rows in zip(self.parts, self.rows, strict=True):
-            sides = (part.pairs.prompt, part.pairs.chosen, part.pairs.rejected)
-            total = sum(np.asarray(side.lengths, dtype=np.int64) for side in sides)
-            found.append(total if rows is None else total[rows.numpy()])  # type: ignore[index]
-        return np.concatenate(found)
+        """Prompt, chosen and rejected tokens of each pair, shape [pair]."""
+        return np.sum([np.concatenate([*self.columns(f"{side}_lengths")]) for side in SIDES], axis=0)
 
     def columns(self, name: str, size: int = 1 << 16) -> Iterator[np.ndarray]:
-        """A column of the sources, a piece at a time, so that memory does not grow with the rows."""
+        """A column of all sources in pieces, so that memory does not grow with the rows."""
         for part, rows in zip(self.parts, self.rows, strict=True):
             column, count = part.column(name), len(part) if rows is None else len(rows)
             for start in range(0, count, size):
@@ -73,10 +68,10 @@ class PairSet:
 
 
 def split_by_prompt(parts: Sequence[TokenisedSource], fraction: float) -> tuple[PairSet, PairSet]:
-    """Training and validation set, no prompt on both sides; `fraction` is a share of the distinct prompts.
+    """Training and validation sets without a common prompt. `fraction` is the share of distinct prompts held out.
 
-    The prompts with the smallest hashes go to validation: the split depends on the prompts alone, not on a seed or on
-    the order of the rows, so that runs compare and cached references are found again.
+    The prompts with the smallest hashes go to validation. The split therefore depends on the prompts alone, not on a
+    seed or the order of the rows, so runs are comparable and cached references are found again.
 
     Errors: DataError if either side would be empty.
     """
@@ -85,7 +80,7 @@ def split_by_prompt(parts: Sequence[TokenisedSource], fraction: float) -> tuple[
     if len(held_out) == len(distinct):
         raise DataError(
             f"data.val={fraction}: {len(distinct)} distinct prompts cannot be split into training and validation; "
-            "give validation its own file, or data.val=null for none"
+            "give validation its own file, or type data.val=null for none"
         )
     in_val = [part.column("prompt_hash") <= held_out[-1] for part in parts]
     rows = [

@@ -1,11 +1,12 @@
-"""Where rows come from: JSONL, JSON, Parquet, a folder saved by `datasets`, or a hub id; read in chunks, in order.
+"""Data sets as chunks of records: JSONL, JSON, Parquet, a folder saved by `datasets`, or a hub id.
 
-A chunk travels to the tokenising process as it was read: lines of a JSONL file are parsed there.
+JSONL lines are kept as bytes, and parsed in the process that tokenises them.
 """
 
 import difflib
 import re
 from collections.abc import Iterator, Mapping
+from itertools import islice
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -18,11 +19,10 @@ HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
 GZIP = b"\x1f\x8b"
 UTF16 = (b"\xff\xfe", b"\xfe\xff")
 FILE_TYPES = (".jsonl", ".json", ".ndjson", ".parquet", ".gz")
-SOURCE_KEYS = ("path", "weight", "subset", "split", "revision")
 
 
 class Chunk(NamedTuple):
-    """Some records as read, bytes of a line or an object, with their numbers: physical lines, or rows from 1."""
+    """Some records, each the bytes of a line or an object, with their line numbers or their row numbers from 1."""
 
     numbers: list[int]
     items: list[bytes | Any]
@@ -31,9 +31,8 @@ class Chunk(NamedTuple):
 class Source(NamedTuple):
     """One data set.
 
-    path: a file, a folder or a hub id.
-    weight: passes over it per epoch.
-    subset, split, revision: of a hub data set (split also of a saved folder).
+    path: a file, a folder or a hub id. weight: passes over it per epoch.
+    subset, split, revision: of a hub data set; `split` also of a saved folder.
     """
 
     path: str
@@ -41,11 +40,6 @@ class Source(NamedTuple):
     subset: str | None = None
     split: str | None = None
     revision: str | None = None
-
-    @property
-    def unit(self) -> str:
-        """What a number of a chunk counts, for messages."""
-        return "line" if self.is_lines else "row"
 
     @property
     def file(self) -> Path:
@@ -63,114 +57,107 @@ class Source(NamedTuple):
         return f"{self.path}:{number}" if self.is_lines else f"{self.path}, row {number}"
 
     def content(self) -> dict[str, Any]:
-        """What identifies its rows: the hash of a file's bytes, or a hub data set's coordinates and fingerprint."""
+        """Identifies the rows: the hash of a file's bytes, or the fingerprint that `datasets` computes."""
         if self.file.is_file():
             return {"sha256": file_sha256(self.file), "format": self.file.suffixes[-2:]}
         return {"fingerprint": _table(self)._fingerprint}
 
     def chunks(self, streaming: bool = False) -> Iterator[Chunk]:
-        """Every record in order, CHUNK at a time.
+        """All records in order, CHUNK at a time.
 
-        Errors: DataError for a source that cannot be read at all; what is wrong with one record shows in parse().
+        Errors: DataError if the source cannot be read. Mistakes in single records raise later, in parse().
         """
         if self.is_lines:
-            return _gathered(json_records(self.file))
-        if self.file.suffix == ".parquet":
-            return _gathered(enumerate(_parquet(self.file), start=1))
-        return _gathered(enumerate(_table(self, streaming), start=1))
+            records = json_records(self.file)
+        elif self.file.suffix == ".parquet":
+            records = enumerate(_parquet(self.file), start=1)
+        else:
+            records = enumerate(_table(self, streaming), start=1)
+        while part := list(islice(records, CHUNK)):
+            yield Chunk([number for number, _ in part], [item for _, item in part])
 
 
-def sources(given: Any, key: str, subset: str | None = None, split: str | None = None, revision: str | None = None):
-    """One path, or a list of paths and `{path, weight, subset, split, revision}`, as a list of Source, checked.
+def sources(entries: Any, key: str, **hub: str | None) -> list[Source]:
+    """The checked sources of a path, or of a list of paths and `{path, weight, subset, split, revision}`.
+
+    Args:
+        key: the configuration key, for messages.
+        hub: subset, split and revision of hub data sets that do not name their own.
 
     Errors: DataError for paths that do not exist and options that would be ignored.
     """
-    entries = given if isinstance(given, list | tuple) else [given]
-    found = [_source(entry, key, subset, split, revision) for entry in entries]
+    found = [_source(entry, key, hub) for entry in (entries if isinstance(entries, list | tuple) else [entries])]
     if not found:
         raise DataError(f"{key}: the list is empty; name at least one source")
-    uses_hub = [s for s in found if s.is_hub]
-    for name, value in (("subset", subset), ("revision", revision)):
-        if value is not None and not uses_hub:
-            raise DataError(f"data.{name}={value}: only a hub data set has a {name}, and {key} names files")
+    for name in ("subset", "revision"):
+        if hub.get(name) is not None and not any(source.is_hub for source in found):
+            raise DataError(f"data.{name}={hub[name]}: only a hub data set has a {name}, but {key} names files")
     return found
 
 
-def _source(entry: Any, key: str, subset: str | None, split: str | None, revision: str | None) -> Source:
-    options = dict(entry) if isinstance(entry, Mapping) else {"path": str(entry)}
-    if unknown := set(options) - set(SOURCE_KEYS):
-        raise DataError(f"{key}: unknown {', '.join(sorted(unknown))}; a source has {', '.join(SOURCE_KEYS)}")
+def _source(entry: Any, key: str, hub: Mapping[str, str | None]) -> Source:
+    options: dict[str, Any] = dict(entry) if isinstance(entry, Mapping) else {"path": str(entry)}
+    if unknown := set(options) - set(Source._fields):
+        raise DataError(f"{key}: unknown {', '.join(sorted(unknown))}; a source has {', '.join(Source._fields)}")
     if not isinstance(options.get("path"), str | Path):
         raise DataError(f"{key}: a source needs a path; found {options}")
     weight = options.get("weight", 1.0)
     if isinstance(weight, bool) or not isinstance(weight, int | float) or not 0 < weight < float("inf"):
         raise DataError(f"{key}: weight={weight} of {options['path']}; allowed: a number in (0, inf), passes per epoch")
-    source = Source(str(options["path"]), float(weight), options.get("subset"), options.get("split", split))
-    source = source._replace(revision=options.get("revision", revision))
+    source = Source(**{**hub, **options, "path": str(options["path"]), "weight": float(weight)})
     _check_path(source, key)
-    ignored = [] if source.is_hub else [name for name in ("subset", "revision") if options.get(name) is not None]
-    if ignored:
-        raise DataError(f"{key}: {ignored[0]} of {source.path} would be ignored; only a hub data set has one")
     if source.is_hub:
-        return source._replace(subset=options.get("subset", subset))
-    return source
+        return source
+    for name in ("subset", "revision"):
+        if options.get(name) is not None:
+            raise DataError(f"{key}: {name} of {source.path} would be ignored; only a hub data set has one")
+    return source._replace(subset=None, revision=None)
 
 
 def _check_path(source: Source, key: str) -> None:
-    path, told = source.file, f"{key}={source.path}"
+    path, setting = source.file, f"{key}={source.path}"
     if not path.exists():
         if not HUB_ID.fullmatch(source.path) or path.suffix in FILE_TYPES or path.parent.is_dir():
-            advice = "give a file, a folder saved by `datasets`, or a hub id org/name"
-            raise DataError(f"{told}: no such file{_near(path)}; {advice}")
+            allowed = "allowed: a file, a folder saved by `datasets`, or a hub id org/name"
+            raise DataError(f"{setting}: no such file{_near(path)}; {allowed}")
         if source.split is None:
             raise DataError(
-                f"{told}: a hub data set needs a split; type data.split=train, or {key}={{path: ..., split: ...}}"
+                f"{setting}: a hub data set needs a split; type data.split=train, or {key}={{path: ..., split: ...}}"
             )
     elif path.is_dir():
         if not (path / "state.json").is_file() and not (path / "dataset_dict.json").is_file():
-            raise DataError(f"{told}: a folder that `datasets` did not save (no state.json); name a file")
+            raise DataError(f"{setting}: not a folder saved by `datasets` (no state.json); name a file")
     elif source.split is not None:
-        raise DataError(f"{told}: split={source.split} would be ignored; a file has no splits")
+        raise DataError(f"{setting}: split={source.split} would be ignored; a file has no splits")
     elif not (source.is_lines or path.suffix == ".parquet"):
         raise DataError(
-            f"{told}: unknown file type {path.suffix!r}; allowed: .jsonl, .ndjson, .json, also with .gz; .parquet"
+            f"{setting}: unknown file type {path.suffix!r}; allowed: .jsonl, .ndjson, .json, also with .gz; .parquet"
         )
     else:
-        _check_start(path, told)
+        _check_start(path, setting)
 
 
-def _check_start(path: Path, told: str) -> None:
+def _check_start(path: Path, setting: str) -> None:
     with open(path, "rb") as file:
         start = file.read(4)
     if not start:
-        raise DataError(f"{told}: the file is empty")
+        raise DataError(f"{setting}: the file is empty")
     zipped = start[:2] == GZIP
-    if zipped != (path.suffix == ".gz"):
-        advice = f"compressed by gzip; rename it to {path.name}.gz" if zipped else f"no gzip; rename it to {path.stem}"
-        raise DataError(f"{told}: the file is {advice}")
+    if zipped and path.suffix != ".gz":
+        raise DataError(f"{setting}: the file is compressed by gzip; rename it to {path.name}.gz")
+    if not zipped and path.suffix == ".gz":
+        raise DataError(f"{setting}: the file is not compressed by gzip; rename it to {path.stem}")
     if path.suffix == ".parquet":
         if start != b"PAR1":
-            raise DataError(f"{told}: not a Parquet file (it does not begin with PAR1)")
+            raise DataError(f"{setting}: not a Parquet file (it does not begin with PAR1)")
     elif not zipped and (start[:2] in UTF16 or b"\0" in start):
-        raise DataError(f"{told}: the file is UTF-16; save it as UTF-8")
+        raise DataError(f"{setting}: the file is UTF-16; save it as UTF-8")
 
 
 def _near(path: Path) -> str:
-    beside = [p.name for p in path.parent.iterdir()] if path.parent.is_dir() else []
-    near = difflib.get_close_matches(path.name, beside, n=1)
+    siblings = [p.name for p in path.parent.iterdir()] if path.parent.is_dir() else []
+    near = difflib.get_close_matches(path.name, siblings, n=1)
     return f" (did you mean {path.parent / near[0]}?)" if near else ""
-
-
-def _gathered(records: Any) -> Iterator[Chunk]:
-    chunk = Chunk([], [])
-    for number, item in records:
-        chunk.numbers.append(number)
-        chunk.items.append(item)
-        if len(chunk.items) == CHUNK:
-            yield chunk
-            chunk = Chunk([], [])
-    if chunk.items:
-        yield chunk
 
 
 def _parquet(path: Path) -> Iterator[dict]:
@@ -189,7 +176,7 @@ def _parquet(path: Path) -> Iterator[dict]:
 
 
 def _table(source: Source, streaming: bool = False) -> Any:
-    """A data set of the library `datasets`, from a saved folder or from the hub."""
+    """A data set of the `datasets` library, from a saved folder or the hub."""
     import datasets
 
     try:
@@ -198,7 +185,7 @@ def _table(source: Source, streaming: bool = False) -> Any:
                 source.path, source.subset, split=source.split, revision=source.revision, streaming=streaming
             )
         table = datasets.load_from_disk(source.path)
-    except Exception as error:  # `datasets` raises a dozen kinds
+    except Exception as error:  # `datasets` raises many types
         first = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise DataError(f"{source.path}: `datasets` cannot load it: {first}") from None
     if isinstance(table, datasets.DatasetDict):

@@ -1,9 +1,10 @@
-"""Tokenised sources on disk, found by content and memory-mapped, so that memory does not grow with the rows."""
+"""Tokenised sources on disk, found by content and memory-mapped, so memory does not grow with the rows."""
 
 import hashlib
 import json
 import logging
 from collections import Counter
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,8 @@ from torch import Tensor
 
 from lightning_dpo.batch import PairBatch
 from lightning_dpo.cache import Cache
-from lightning_dpo.data.columns import DTYPES, Bad, RowEncoder, encoded_chunks
+from lightning_dpo.data.columns import DTYPES, SHOWN, SIDES, Bad, RowEncoder, encoded_chunks
+from lightning_dpo.data.rows import located
 from lightning_dpo.data.sources import Source
 from lightning_dpo.errors import DataError
 from lightning_dpo.files import write_json
@@ -23,26 +25,20 @@ from lightning_dpo.ragged import Ragged
 log = logging.getLogger(__name__)
 
 FORMAT = 2
-"""Part of every key: raise it when a row would be read or encoded otherwise, so that old entries are not found."""
+"""Part of every key. Increase it when rows are read or encoded differently, so that old entries are not used."""
 CACHE_DIR = "~/.cache/lightning_dpo/tokens"
-SHOWN = 20
-"""Bad rows that are kept as examples."""
 
 
 class TokenisedSource:
-    """The pairs of one source.
-
-    pairs: all of them as one memory-mapped PairBatch. counts: what became of the rows.
-    """
+    """The pairs of one source, as one memory-mapped PairBatch, and the manifest that counts its rows."""
 
     def __init__(self, folder: Path, source: Source):
         self.folder, self.source = folder, source
         self.manifest: dict[str, Any] = json.loads((folder / "manifest.json").read_text(encoding="utf-8"))
         for name, size in self.manifest["sizes"].items():
             if (folder / f"{name}.bin").stat().st_size != size * np.dtype(DTYPES.get(name, np.int64)).itemsize:
-                raise ValueError(f"{name}.bin has another size than its manifest says")
-        sides = (self._ragged(name) for name in ("prompt", "chosen", "rejected"))
-        self.pairs = PairBatch(*sides, index=self.tensor("number"))
+                raise ValueError(f"the size of {name}.bin differs from its manifest")
+        self.pairs = PairBatch(*map(self._ragged, SIDES), index=self.tensor("number"))
         if self.manifest["masked"]:
             chosen, rejected = (self._ragged(side, f"{side}_trained") for side in ("chosen", "rejected"))
             self.pairs.trained = chosen, rejected
@@ -65,14 +61,11 @@ class TokenisedSource:
         return np.memmap(self.folder / f"{name}.bin", DTYPES[name], mode="r")
 
     def tensor(self, name: str) -> Tensor:
-        size, dtype = self.manifest["sizes"][name], np.dtype(DTYPES.get(name, np.int64))
-        kind = torch.from_numpy(np.empty(0, dtype)).dtype
-        # Private pages: nothing that is written to the tensor reaches the file.
-        return (
-            torch.from_file(str(self.folder / f"{name}.bin"), False, size, dtype=kind)
-            if size
-            else torch.empty(0, dtype=kind)
-        )
+        size, empty = self.manifest["sizes"][name], torch.from_numpy(np.empty(0, DTYPES.get(name, np.int64)))
+        if size == 0:
+            return empty
+        # Not shared: writing to the tensor does not change the file.
+        return torch.from_file(str(self.folder / f"{name}.bin"), shared=False, size=size, dtype=empty.dtype)
 
     def _ragged(self, side: str, values: str | None = None) -> Ragged:
         return Ragged(self.tensor(values or side), self.tensor(f"{side}_lengths"), self.tensor(f"{side}_ends"))
@@ -82,13 +75,13 @@ class TokenisedSource:
 
 
 class TokenStore:
-    """Entries are found by content: one raw file per column and a `manifest.json` to read."""
+    """A cache of tokenised sources. An entry has one raw file per column and a readable `manifest.json`."""
 
     def __init__(self, folder: str | Path = CACHE_DIR):
         self.cache = Cache(folder)
 
     def get(self, source: Source, encoder: RowEncoder, num_proc: int, stop_at_bad: bool) -> TokenisedSource:
-        """The entry of this source, tokenised where there is none.
+        """The entry of this source, which is tokenised if there is none.
 
         Errors: DataError if a row is bad and `stop_at_bad`; nothing is kept then.
         """
@@ -99,7 +92,8 @@ class TokenStore:
             write=lambda folder: self._write(folder, key, source, encoder, num_proc, stop_at_bad),
         )
         log.info("%d tokenised pairs of %s in %s", len(stored), source.path, stored.folder)
-        _refuse_bad(stored.bad, stored.manifest, source, stop_at_bad)
+        if stop_at_bad:
+            _refuse_bad(stored.bad, stored.manifest["bad_kinds"], source)
         return stored
 
     def _write(
@@ -107,32 +101,33 @@ class TokenStore:
     ) -> None:
         totals: dict[str, Any] = {"records": 0, "tokens_cut": 0, "masked": False}
         counts, kinds, ends, bad = Counter(), Counter(), set(), []
-        sizes, last = Counter({name: 0 for name in DTYPES}), dict.fromkeys(("prompt", "chosen", "rejected"), 0)
-        files = {name: open(folder / f"{name}.bin", "wb") for name in [*DTYPES, *(f"{s}_ends" for s in last)]}
+        sizes = dict.fromkeys(DTYPES, 0)
         chunks = track(source.chunks(), f"tokenising {Path(source.path).name}", transient=True)
-        try:
+        with ExitStack() as stack:
+            names = [*DTYPES, *(f"{side}_ends" for side in SIDES)]
+            files = {name: stack.enter_context(open(folder / f"{name}.bin", "wb")) for name in names}
             for chunk in encoded_chunks(encoder, chunks, num_proc, stop_at_bad):
+                for side in SIDES:
+                    side_ends = chunk.columns[f"{side}_lengths"].cumsum() + sizes[side]
+                    files[f"{side}_ends"].write(side_ends.tobytes())
                 for name, values in chunk.columns.items():
                     files[name].write(values.tobytes())
                     sizes[name] += len(values)
-                for side in last:
-                    ends_of = chunk.columns[f"{side}_lengths"].cumsum() + last[side]
-                    files[f"{side}_ends"].write(ends_of.tobytes())
-                    last[side] = int(ends_of[-1]) if len(ends_of) else last[side]
                 totals["records"] += chunk.records
                 totals["tokens_cut"] += chunk.tokens_cut
                 totals["masked"] |= chunk.masked
                 counts, kinds, ends = counts + chunk.counts, kinds + chunk.bad_kinds, ends | chunk.ends
                 bad = (bad + chunk.bad)[:SHOWN]
-        finally:
-            for file in files.values():
-                file.close()
         if not totals["records"]:
             raise DataError(f"{source.path}: the file holds no rows")
         if not totals["masked"]:
             for side in ("chosen", "rejected"):
                 (folder / f"{side}_trained.bin").unlink()
                 del sizes[f"{side}_trained"]
+        if stop_at_bad:
+            _refuse_bad(bad, kinds, source)
+        if source.content() != key["source"]:
+            raise DataError(f"{source.path}: the file changed while it was read; type the command again")
         manifest = {
             "what": "tokenised preference pairs; one raw little-endian file per column",
             "key": key,
@@ -141,16 +136,13 @@ class TokenStore:
             "bad_kinds": dict(kinds),
             "bad": bad,
             "ends": sorted(ends),
-            "sizes": dict(sizes) | {f"{side}_ends": sizes["number"] for side in last},
+            "sizes": sizes | {f"{side}_ends": sizes["number"] for side in SIDES},
         }
-        _refuse_bad(bad, manifest, source, stop_at_bad)
-        if source.content() != key["source"]:
-            raise DataError(f"{source.path}: the file has changed while it was read; type the command again")
         write_json(folder / "manifest.json", manifest)
 
 
 def content_key(source: Source, encoder: RowEncoder) -> dict[str, Any]:
-    """What changes the tokens, and nothing else: content, tokenizer, template, format and budgets."""
+    """Everything that changes the tokens, and nothing else."""
     pairs = encoder.tokenizer
     tokenizer = pairs.tokenizer
     spelled = [pairs.backend().to_str(), str(tokenizer.chat_template), str(tokenizer.special_tokens_map)]
@@ -169,20 +161,15 @@ def content_key(source: Source, encoder: RowEncoder) -> dict[str, Any]:
     }
 
 
-def _refuse_bad(bad: list[Bad], manifest: dict[str, Any], source: Source, stop_at_bad: bool) -> None:
-    if not bad or not stop_at_bad:
+def _refuse_bad(bad: list[Bad], kinds: dict[str, int], source: Source) -> None:
+    """Raise DataError if a row is bad. The message quotes the first and counts all."""
+    if not bad:
         return
-    first, more = bad[0], sum(manifest["bad_kinds"].values()) - 1
-    field = f" field {first.field!r}:" if first.field else ""
-    kinds = ", ".join(f"{n} {kind}" for kind, n in sorted(manifest["bad_kinds"].items()))
-    rest = (
-        f"\n{more} more rows of {source.path} are bad ({kinds} in all); first in {_lines(bad, source)}" if more else ""
-    )
-    raise DataError(
-        f"{source.where(first.number)}:{field} {first.message}{rest}\n"
-        "correct them, or type data.on_bad_row=drop to leave bad rows out and count them"
-    )
-
-
-def _lines(bad: list[Bad], source: Source) -> str:
-    return f"{source.unit}s " + ", ".join(str(b.number) for b in bad[1:6])
+    lines = [located(source.where(bad[0].number), bad[0].field, bad[0].message)]
+    if more := sum(kinds.values()) - 1:
+        counts = ", ".join(f"{n} {kind}" for kind, n in sorted(kinds.items()))
+        numbers = ", ".join(str(b.number) for b in bad[1:6])
+        unit = "lines" if source.is_lines else "rows"
+        lines.append(f"{more} more rows of {source.path} are bad ({counts} in all); first in {unit} {numbers}")
+    lines.append("correct them, or type data.on_bad_row=drop to drop and count bad rows")
+    raise DataError("\n".join(lines))

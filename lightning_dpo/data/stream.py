@@ -1,4 +1,4 @@
-"""Sources larger than the disk: rows are read, tokenised and batched as training goes, and nothing is kept."""
+"""Streams, for sources larger than the disk: rows are tokenised and batched during training, and nothing is kept."""
 
 import random
 from collections import Counter, deque
@@ -10,10 +10,10 @@ import torch
 from torch.utils.data import DataLoader, IterableDataset
 
 from lightning_dpo.batch import PairBatch
-from lightning_dpo.data.columns import content_hash
+from lightning_dpo.data.columns import SIDES, content_hash
 from lightning_dpo.data.formats import Format, parsed
 from lightning_dpo.data.loader import leave_signals_to_the_run
-from lightning_dpo.data.rows import BadRow, Dropped, Row
+from lightning_dpo.data.rows import BadRow, Dropped, Row, located
 from lightning_dpo.data.sources import Source
 from lightning_dpo.data.tokenize import Encoded, PairTokenizer
 from lightning_dpo.errors import DataError
@@ -30,11 +30,11 @@ AT_ONCE = 256
 class PairStream(IterableDataset):
     """Batches from a stream of rows, the same for the same seed and epoch.
 
-    The next row comes from a random source that has rows left, with chances in the ratio of the weights; a weight of
-    2.5 reads its source two and a half times an epoch, the half by a hash of row and epoch. `shuffle` draws from a
+    Each row comes from a random source that has rows left, with probability proportional to its weight. A weight of 2.5
+    reads its source two and a half times per epoch, the half chosen by a hash of row and epoch. `shuffle` draws from a
     buffer of BUFFER rows.
 
-    The first `skip_rows`, those that an earlier run has used in this epoch, are neither tokenised nor counted again.
+    The first `skip_rows` rows, which an earlier run used in this epoch, are neither tokenised nor counted again.
     """
 
     def __init__(
@@ -53,11 +53,11 @@ class PairStream(IterableDataset):
         self.counts: Counter = Counter()
 
     def __iter__(self) -> Iterator[PairBatch]:
-        """Batches; the last of an epoch may be smaller. `rows_used` on each says where the stream stands after it."""
+        """Batches. The last of an epoch may be smaller. `rows_used` of each is the stream's position after it."""
         rows, used = self._order(), self.skip_rows
         deque(islice(rows, used), maxlen=0)
         self.counts = Counter()
-        held = None  # the last batch also says what came after it
+        held = None  # the last batch also counts the rows after it
         for batch in self._batches(rows, used):
             if held is not None:
                 yield held
@@ -66,9 +66,9 @@ class PairStream(IterableDataset):
             held.rows_read = dict(Counter(held.rows_read) + self.counts)
             yield held
         elif not self.skip_rows:
-            raise DataError(f"data.train: no pair is left of the rows of the stream: {dict(self.counts)}")
+            raise DataError(f"data.train: no usable pairs in the stream: {dict(self.counts)}")
 
-    def _batches(self, rows: Iterator[tuple[str, Any]], used: int) -> Iterator[PairBatch]:
+    def _batches(self, rows: Iterator[tuple[str, Item]], used: int) -> Iterator[PairBatch]:
         waiting: list[tuple[int, Encoded, Row]] = []
         while part := list(islice(rows, AT_ONCE)):
             for offset, (row, answer) in enumerate(self._encoded(part), start=used + 1):
@@ -92,8 +92,17 @@ class PairStream(IterableDataset):
             yield row, answer
 
     def _batch(self, waiting: list[tuple[int, Encoded, Row]]) -> PairBatch:
-        batch = pair_batch([e for _, e, _ in waiting], [r for *_, r in waiting], self.format)
-        batch.index = torch.tensor([offset - 1 for offset, *_ in waiting])
+        encoded = [e for _, e, _ in waiting]
+        sides = (Ragged.from_rows([getattr(e, side) for e in encoded], torch.int32) for side in SIDES)
+        batch = PairBatch(*sides, index=torch.tensor([offset - 1 for offset, *_ in waiting]))
+        if any(e.chosen_trained or e.rejected_trained for e in encoded):
+            chosen = [e.chosen_trained or [True] * len(e.chosen) for e in encoded]
+            rejected = [e.rejected_trained or [True] * len(e.rejected) for e in encoded]
+            batch.trained = Ragged.from_rows(chosen, torch.uint8), Ragged.from_rows(rejected, torch.uint8)
+        if self.format.weight_column:
+            batch.weight = torch.tensor([row.weight for *_, row in waiting], dtype=torch.float64)
+        if self.format.margin_column:
+            batch.margin = torch.tensor([row.margin for *_, row in waiting], dtype=torch.float64)
         batch.rows_used, batch.rows_read = waiting[-1][0], dict(self.counts)
         self.counts = Counter()
         return batch
@@ -138,32 +147,12 @@ class PairStream(IterableDataset):
 
     def _bad(self, where: str, error: BadRow) -> None:
         if self.stop_at_bad:
-            field = f" field {error.field!r}:" if error.field else ""
-            raise DataError(f"{where}:{field} {error}; correct it, or type data.on_bad_row=drop")
+            raise DataError(f"{located(where, error.field, str(error))}; correct it, or type data.on_bad_row=drop")
         self.counts[error.kind] += 1
 
 
-def pair_batch(encoded: Sequence[Encoded], rows: Sequence[Row], format: Format) -> PairBatch:
-    """Encoded pairs as one batch."""
-    sides = [
-        Ragged.from_rows([getattr(e, side) for e in encoded], torch.int32) for side in ("prompt", "chosen", "rejected")
-    ]
-    batch = PairBatch(*sides, index=torch.arange(len(encoded)))
-    if any(e.chosen_trained or e.rejected_trained for e in encoded):
-        masks = [
-            [getattr(e, f"{side}_trained") or [True] * len(getattr(e, side)) for e in encoded]
-            for side in ("chosen", "rejected")
-        ]
-        batch.trained = (Ragged.from_rows(masks[0], torch.uint8), Ragged.from_rows(masks[1], torch.uint8))
-    if format.weight_column:
-        batch.weight = torch.tensor([row.weight for row in rows], dtype=torch.float64)
-    if format.margin_column:
-        batch.margin = torch.tensor([row.margin for row in rows], dtype=torch.float64)
-    return batch
-
-
 class StreamLoader(DataLoader):
-    """One iteration of a stream is one epoch; Lightning has no hook that would tell a stream its epoch."""
+    """One iteration is one epoch of a stream. Counted here, because Lightning sets the epoch of samplers only."""
 
     def __init__(self, stream: PairStream, num_workers: int, epoch: int, skip_rows: int):
         options: dict[str, Any] = {"generator": torch.Generator(), "worker_init_fn": leave_signals_to_the_run}
@@ -171,7 +160,7 @@ class StreamLoader(DataLoader):
         self.stream, self.epoch, self.skip_rows = stream, epoch, skip_rows
 
     def __iter__(self):
-        # Set here, as they travel to a worker with the data set: what a worker changes does not come back.
+        # Set in this process, which copies the stream to its worker. A worker's own changes do not come back.
         self.stream.epoch, self.stream.skip_rows = self.epoch, self.skip_rows
         self.epoch, self.skip_rows = self.epoch + 1, 0
         return super().__iter__()

@@ -1,20 +1,20 @@
-"""Prompts that are too long lose their oldest part, never the head: BOS, system message and role marks stay."""
+"""Truncation of long prompts on the left. BOS, system message and role marks stay."""
 
 from collections.abc import Callable
 from typing import NamedTuple
 
 from lightning_dpo.data.rows import Dropped, Messages, Row
 
-UNUSED = "\ue000"
-"""A private character: where two renderings of a message first differ, its content begins."""
+PROBE = "\ue000"
+"""A private-use character. Where it appears in a rendered chat is where a message's content begins."""
 
 Span = tuple[int, int]
 
 
 class PromptEncoder(NamedTuple):
-    """What a prompt is rendered and encoded by.
+    """How a prompt is rendered and encoded.
 
-    render: messages -> text. encode: text -> ids and the character span of each. bos: what stands before every text.
+    render: messages -> text. encode: text -> token ids and the character span of each. bos: ids before every text.
     """
 
     render: Callable[[Messages], str]
@@ -23,16 +23,16 @@ class PromptEncoder(NamedTuple):
 
 
 def truncate_prompt(encoder: PromptEncoder, row: Row, prompt: list[int], merged: int, limit: int | None) -> list[int]:
-    """At most `limit` tokens of a prompt; None: all of them.
+    """At most `limit` tokens of a prompt; None: no limit.
 
-    A text loses tokens after the BOS. A chat loses its oldest turns up to the next user message while it is too long,
-    and then the beginning of what is left of its first message.
+    A text loses the tokens after its BOS. A chat loses its oldest turns, up to the next user message each time, and
+    once none can go, the beginning of its first remaining message.
 
     Args:
-        prompt: the tokens that both sides share.
-        merged: tokens at the end of the prompt alone that merge with the responses, and are theirs.
+        prompt: the prompt tokens that both sides share.
+        merged: number of tokens at the end of the encoded prompt that merge with the responses and belong to them.
 
-    Errors: Dropped("prompt_too_long") if what must stay is too long by itself.
+    Errors: Dropped("prompt_too_long") if the part that must stay is longer than `limit`.
     """
     if limit is None or len(prompt) <= limit:
         return prompt
@@ -53,7 +53,7 @@ def truncate_prompt(encoder: PromptEncoder, row: Row, prompt: list[int], merged:
 
 
 def _without(ids: list[int], begin: int, end: int, limit: int) -> list[int]:
-    """`ids` without the first tokens of [begin, end), as many as it takes."""
+    """`ids` cut down to `limit` by removing the first tokens of [begin, end)."""
     surplus = len(ids) - limit
     if surplus >= end - begin:
         raise Dropped("prompt_too_long")
@@ -61,16 +61,15 @@ def _without(ids: list[int], begin: int, end: int, limit: int) -> list[int]:
 
 
 def _without_oldest_turn(messages: Messages) -> Messages | None:
-    """The chat from its next user message on, the system messages kept; None if there is no later one."""
+    """The system messages, and the chat from its second user message on; None if there is no such message."""
     head = next(i for i, m in enumerate(messages) if m["role"] != "system")
     later = [i for i in range(head + 1, len(messages)) if messages[i]["role"] == "user"]
     return messages[:head] + messages[later[0] :] if later else None
 
 
 def _content_span(encoder: PromptEncoder, messages: Messages) -> tuple[int, int]:
-    """Where the content of the first message after the system's stands in the rendered prompt, in characters."""
+    """Character span of the first non-system message's content in the rendered prompt."""
     at = next(i for i, m in enumerate(messages) if m["role"] != "system")
-    other = [*messages[:at], {**messages[at], "content": UNUSED}, *messages[at + 1 :]]
-    text, probe = encoder.render(messages), encoder.render(other)
-    begin = probe.index(UNUSED)
-    return begin, len(text) - (len(probe) - begin - len(UNUSED))
+    probed = encoder.render([*messages[:at], {**messages[at], "content": PROBE}, *messages[at + 1 :]])
+    begin = probed.index(PROBE)
+    return begin, len(encoder.render(messages)) - (len(probed) - begin - len(PROBE))

@@ -84,8 +84,7 @@ def supervised(tokenizer: PreTrainedTokenizerFast, seed: int, steps: int) -> Lla
     optimizer = torch.optim.AdamW(model.parameters(), lr=SFT_LR, betas=(0.9, 0.95), weight_decay=0.01)
     for step in range(steps):
         warm_up = min(1.0, (step + 1) / 50)
-        for group in optimizer.param_groups:
-            group["lr"] = SFT_LR * warm_up * 0.5 * (1 + math.cos(math.pi * step / steps))
+        optimizer.param_groups[0]["lr"] = SFT_LR * warm_up * 0.5 * (1 + math.cos(math.pi * step / steps))
         texts = [f"{grammar.prompt(rng)} {grammar.completion(rng)} </s>" for _ in range(SFT_BATCH)]
         batch = tokenizer(texts, return_tensors="pt", padding=True, padding_side="right")
         labels = batch["input_ids"].masked_fill(batch["attention_mask"] == 0, -100)

@@ -74,8 +74,9 @@ def value(point: Point, metric: str) -> str:
     return f"{point.mean[metric]:.3g}{spread}"
 
 
-def sentences(drawn: list[Point], score: str) -> list[str]:
+def sentences(found: list[Point], score: str) -> list[str]:
     """The best point, the best one at a smaller KL, and whether a larger KL lowers the score."""
+    drawn = on_frontier(found, score)
     best = max(drawn, key=lambda p: p.mean[score])
     lines = [f"Best {score}: {name(best)}, {value(best, score)} at a KL of {value(best, 'KL')} nats."]
     for share in (0.5, 0.25):

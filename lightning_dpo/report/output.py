@@ -1,6 +1,7 @@
 """Figures as files, and as parts of a page with its own colours and font."""
 
 import re
+from html import escape
 from io import BytesIO, StringIO
 
 import matplotlib as mpl
@@ -33,7 +34,7 @@ def inline(svg_text: str, name: str, title: str) -> str:
 
     Args:
         name: prefix of the ids, unique in the page.
-        title: description for screen readers, already escaped.
+        title: description for screen readers.
     """
     body = svg_text[svg_text.index("<svg") :]
     body = re.sub(r"<metadata>.*?</metadata>|<style[^>]*>.*?</style>", "", body, flags=re.S)
@@ -43,5 +44,5 @@ def inline(svg_text: str, name: str, title: str) -> str:
     box = re.search(r'viewBox="[^"]*"', body)
     assert box is not None
     namespaces = 'xmlns="http://www.w3.org/2000/svg" xmlns:xlink="http://www.w3.org/1999/xlink"'
-    tag = f'<svg class="plot {name}" {box.group()} role="img" aria-label="{title}" {namespaces}>'
+    tag = f'<svg class="plot {name}" {box.group()} role="img" aria-label="{escape(title)}" {namespaces}>'
     return tag + body[body.index(">") + 1 :]

@@ -41,7 +41,7 @@ class Run:
     start: dict[str, float] = field(default_factory=dict)
     end: dict[str, float] = field(default_factory=dict)
     curves: dict[str, list[tuple[int, float]]] = field(default_factory=dict)
-    metadata: dict[str, Any] = field(default_factory=dict)
+    summary: dict[str, Any] = field(default_factory=dict)
 
     @property
     def done(self) -> bool:
@@ -94,7 +94,7 @@ def _read(path: Path, top: Path) -> Run:
         start=summary.get("metrics_at_start") or {name: curve[0][1] for name, curve in curves.items()},
         end=summary.get("metrics") or {name: curve[-1][1] for name, curve in curves.items()},
         curves=curves,
-        metadata=summary | {"began": job.get("began"), "overrides": job.get("overrides", [])},
+        summary=summary,
     )
 
 
@@ -167,7 +167,7 @@ def results(run: Run, score_names: list[str]) -> dict[str, float | None]:
         **{name: run.end.get(SAMPLES + name) for name in score_names},
         "length": run.end.get(SAMPLES + "length"),
     }
-    objective = run.metadata.get("objective") or {}
+    objective = run.summary.get("objective") or {}
     if objective.get("name") not in ("val/rewards/accuracies", "val/kl", *(SAMPLES + n for n in score_names), None):
         found[objective["name"]] = objective["value"]
     return found

@@ -1,7 +1,6 @@
 """Curves and completions for the page's script, reduced to a size that fits in the page."""
 
 from collections import Counter
-from collections.abc import Iterable
 from typing import Any
 
 from lightning_dpo.report.plots import LINES, curve_titles, line_names
@@ -50,7 +49,7 @@ def _best(runs: list[Run], score: str | None) -> int:
     return max(range(len(runs)), key=lambda i: (runs[i].done, runs[i].end.get(metric, float("-inf"))))
 
 
-def thinned(curve: list[tuple[int, float]], most: int) -> list[tuple[float, float]]:
+def thinned(curve: list[tuple[int, float]], most: int) -> list[tuple[float, ...]]:
     """At most `most` points, each the mean of neighbours.
 
     >>> thinned([(1, 1.0), (2, 3.0), (3, 5.0), (4, 7.0)], 2)
@@ -58,12 +57,7 @@ def thinned(curve: list[tuple[int, float]], most: int) -> list[tuple[float, floa
     """
     size = -(-len(curve) // most)
     groups = [curve[i : i + size] for i in range(0, len(curve), max(1, size))]
-    return [(_rounded(x for x, _ in group), _rounded(y for _, y in group)) for group in groups]
-
-
-def _rounded(values: Iterable[float]) -> float:
-    values = list(values)
-    return float(f"{sum(values) / len(values):.5g}")
+    return [tuple(float(f"{sum(values) / len(group):.5g}") for values in zip(*group, strict=True)) for group in groups]
 
 
 def _completions(

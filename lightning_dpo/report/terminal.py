@@ -15,25 +15,21 @@ def show(folder: Path) -> None:
     if not runs:
         return
     rows, keys = table(runs), differing(runs)
-    texts = [{k: v if k in keys else _number(v) for k, v in row.items() if k not in ("run", "state")} for row in rows]
-    # A few keys that differ identify the runs; otherwise their names stand in place of the keys.
-    identified = len(runs) > 1 and len({tuple(row[key] for key in keys) for row in rows}) == len(runs) and len(keys) < 5
-    if not identified:
-        texts = [{k: v for k, v in row.items() if k not in keys} for row in texts]
-        texts = [{"run": name, **row} for name, row in zip(_short([r.name for r in runs]), texts, strict=True)]
+    results = [name for name in rows[0] if name not in ("run", "state", *keys)]
+    # A few keys that differ identify the runs. Otherwise show the runs' names instead.
+    if len(runs) == 1 or len({tuple(row[key] for key in keys) for row in rows}) < len(runs) or len(keys) > 4:
+        keys = ["run"]
+        rows = [{**row, "run": name} for row, name in zip(rows, _short([run.name for run in runs]), strict=True)]
     title = "held out, at the end of each run; margin, chosen, rejected: nats since its start"
-    columns = [Column(name, overflow="fold") for name in texts[0]]
+    columns = [Column(name, overflow="fold") for name in (*keys, *results)]
     printed = Table(*columns, title=title, box=SIMPLE_HEAD, padding=(0, 1, 0, 0), show_edge=False, pad_edge=False)
-    for row in texts:
-        printed.add_row(*("" if v is None else str(v) for v in row.values()))
+    for row in rows:
+        labels = ("" if row[key] is None else str(row[key]) for key in keys)
+        printed.add_row(*labels, *("" if row[name] is None else f"{round(row[name], 3):.3g}" for name in results))
     console = Console(highlight=False, markup=False)
     if not console.is_terminal:
         console.width = max(console.width, 120)  # files and pipes have no width
     console.print(printed)
-
-
-def _number(value: float | None) -> str:
-    return "" if value is None else f"{round(value, 3):.3g}"
 
 
 def _short(names: list[str]) -> list[str]:

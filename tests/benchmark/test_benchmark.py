@@ -1,4 +1,4 @@
-"""The benchmark: contenders compute one and the same step, and what it prints is what it wrote."""
+"""The benchmark: all contenders compute the same step, and it prints what it writes."""
 
 import json
 import subprocess
@@ -7,7 +7,7 @@ import sys
 import pytest
 import torch
 
-from lightning_dpo.benchmark import contenders, measure, work
+from lightning_dpo.benchmark import contender, contenders, measure, work
 from lightning_dpo.benchmark.run import run, table
 
 SHAPE = work.LlamaConfig(vocab_size=64, hidden_size=32, intermediate_size=48, num_hidden_layers=2,
@@ -17,7 +17,7 @@ SHAPE = work.LlamaConfig(vocab_size=64, hidden_size=32, intermediate_size=48, nu
 @pytest.fixture(autouse=True)
 def shape(monkeypatch):
     monkeypatch.setitem(work.SHAPES, "test", SHAPE)
-    monkeypatch.setattr(contenders, "LR", 1e-3)
+    monkeypatch.setattr(contender, "LR", 1e-3)
 
 
 def build():
@@ -30,13 +30,13 @@ def drawn(number=3, pairs=4):
 
 @pytest.mark.parametrize("name", [*contenders.CONTENDERS, "shared+checkpointing"])
 def test_every_contender_takes_the_same_steps(name):
-    """Otherwise a faster one would only do less: three updates of the same weights agree, and so do the losses."""
+    """Losses and weights agree over three updates; otherwise a faster one could just do less."""
     if name.startswith("trl"):
         pytest.importorskip("trl", reason="pip install 'lightning-dpo[bench]'")
     batches = drawn()
     ours, base = contenders.make(name, build), contenders.make("base", build)
-    for contender in (ours, base):
-        contender.prepare(batches)
+    for each in (ours, base):
+        each.prepare(batches)
     for batch in batches:
         torch.testing.assert_close(ours.step(batch), base.step(batch), rtol=1e-4, atol=1e-5)
     for a, b in zip(ours.model.parameters(), base.model.parameters(), strict=True):
@@ -46,14 +46,14 @@ def test_every_contender_takes_the_same_steps(name):
 def test_steps_are_taken_in_turn():
     order = []
 
-    class Noted:
+    class Recorder:
         def __init__(self, name):
             self.name = name
 
         def step(self, batch):
             order.append((self.name, batch))
 
-    measure.in_turn({"a": Noted("a"), "b": Noted("b")}, [1, 2], "cpu", lambda: None)  # type: ignore[dict-item,list-item]
+    measure.in_turn({"a": Recorder("a"), "b": Recorder("b")}, [1, 2], "cpu", lambda: None)  # type: ignore[dict-item,list-item]
     assert order == [("a", 1), ("b", 1), ("a", 2), ("b", 2)]
 
 
@@ -63,41 +63,44 @@ def test_the_lengths_of_hh_have_its_quantiles():
     assert {int(n) for b in work.batches("long-prompt", "test", build(), 2, 2) for n in b.prompt.lengths} == {512}
 
 
-def test_needed_work_is_that_of_each_token_once():
-    """Counted by PyTorch itself: forward and backward over one packed row."""
+def test_needed_flops_count_each_token_once():
+    """Compared with PyTorch's count of forward and backward over one packed row."""
     from torch.nn.attention import SDPBackend, sdpa_kernel
     from torch.utils.flop_counter import FlopCounterMode
 
     model, (batch,) = build(), drawn(1)
     scorer = contenders.Scorer(model, "shared_prefix", chunk_logits=10**9)
     scorer.prepare()
-    with FlopCounterMode(display=False) as counter, sdpa_kernel(SDPBackend.MATH):  # the CPU's kernel is not counted
+    with (
+        FlopCounterMode(display=False) as counter,
+        sdpa_kernel(SDPBackend.MATH),
+    ):  # the CPU's kernel is not counted
         logps = scorer(batch)
         (logps.chosen.values.sum() - logps.rejected.values.sum()).backward()
-    # The head's logits are computed twice, and attention is counted above the diagonal as well.
+    # PyTorch also counts the head's recomputation, and attention above the diagonal.
     assert 0.5 < work.needed_flops(model, batch) / counter.get_total_flops() < 1.0
 
 
 def test_a_run_prints_what_it_writes(tmp_path, capsys):
-    told = run(["padded", "shared"], "mini", "hh", pairs=2, batches=2, dtype="float32", threads=1, out=tmp_path)
+    result = run(["padded", "shared"], "mini", "hh", pairs=2, batches=2, dtype="float32", threads=1, out=tmp_path)
     written = json.loads((tmp_path / "benchmark.json").read_text())
-    assert written == told and table(written) in capsys.readouterr().out
+    assert written == result and table(written) in capsys.readouterr().out
     assert (tmp_path / "benchmark.png").stat().st_size > 5000
     shared = written["contenders"]["shared"]
     assert shared["speed_up"]["of_totals"] > 0 and len(shared["step_s"]["all"]) == 2
     assert shared["peak_bytes"] > 0 and written["contenders"]["padded"]["speed_up"]["of_totals"] == 1.0
 
 
-def test_trl_that_is_not_installed_is_answered_with_its_install(monkeypatch):
+def test_without_trl_the_error_says_how_to_install_it(monkeypatch):
     monkeypatch.setattr(contenders, "find_spec", lambda name: None)
-    with pytest.raises(ValueError, match=r"trl needs TRL: pip install 'lightning-dpo\[bench\]'"):
+    with pytest.raises(ValueError, match=r"trl needs TRL; type pip install 'lightning-dpo\[bench\]'"):
         contenders.make("trl", build)
 
 
-def test_wrong_names_are_answered_with_the_right_ones(tmp_path):
-    with pytest.raises(ValueError, match="no contender 'packed'; there are .*shared"):
+def test_errors_list_the_allowed_names(tmp_path):
+    with pytest.raises(ValueError, match="unknown contender 'packed'; allowed: .*shared"):
         contenders.make("packed", build)
-    with pytest.raises(ValueError, match="no option 'fast'; there are autocast"):
+    with pytest.raises(ValueError, match="unknown option 'fast'; allowed: autocast"):
         contenders.make("shared+fast", build)
     with pytest.raises(ValueError, match="neither a file nor one of hh, "):
         work.batches("hh-like", "test", build(), 1, 1)
@@ -107,7 +110,7 @@ def test_wrong_names_are_answered_with_the_right_ones(tmp_path):
 
 
 def test_it_needs_neither_hydra_nor_datasets_nor_wandb():
-    """So that it runs on an image with torch, transformers and lightning alone."""
+    """It runs on an image with only torch, transformers and lightning."""
     code = """
 import sys
 for name in ("hydra", "omegaconf", "datasets", "wandb", "peft"):

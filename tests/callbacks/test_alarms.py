@@ -1,4 +1,4 @@
-"""The warning: when it speaks, when it keeps silent, where it is read."""
+"""Warnings during training: when each is given, what it says, and that it is given once."""
 
 import logging
 from types import SimpleNamespace
@@ -30,10 +30,10 @@ def validated(callback: DisplacementWarning, series: list[tuple[float, float]], 
     ("series", "warns"),
     [
         ([(-40, -40), (-43, -50)], True),  # both fall, the rejected ones faster
-        ([(-40, -40), (-41, -43), (-42.5, -47)], True),  # slowly: the start counts, not the validation before
-        ([(-40, -40), (-41, -47)], False),  # 0.05 nats per token are little
+        ([(-40, -40), (-41, -43), (-42.5, -47)], True),  # slowly: compared with the start of the run
+        ([(-40, -40), (-41, -47)], False),  # 0.05 nats per token are below the threshold
         ([(-40, -40), (-38, -47)], False),  # the chosen ones rise
-        ([(-40, -40), (-50, -45)], False),  # a collapse, but the margin shrinks: not this trap
+        ([(-40, -40), (-50, -45)], False),  # both fall, but the margin shrinks: not displacement
         ([(-40, -90), (-43, -93.5)], True),  # whatever the margin was at the start
         ([(-40, -40)], False),
     ],
@@ -52,20 +52,20 @@ def test_it_names_numbers_and_remedies(caplog):
         assert part in record.getMessage()
 
 
-def test_once_in_a_run_and_a_continued_run_remembers(caplog):
+def test_it_warns_once_in_a_run_even_if_the_run_was_resumed(caplog):
     callback = DisplacementWarning()
     validated(callback, [(-40, -40), (-43, -50), (-44, -52)])
     assert len(caplog.records) == 1
-    continued = DisplacementWarning()
-    continued.load_state_dict(callback.state_dict())
-    validated(continued, [(-45, -55), (-50, -65)])
+    resumed = DisplacementWarning()
+    resumed.load_state_dict(callback.state_dict())
+    validated(resumed, [(-45, -55), (-50, -65)])
     assert len(caplog.records) == 1
 
     early = DisplacementWarning()
     validated(early, [(-40, -40)])
-    continued = DisplacementWarning()
-    continued.load_state_dict(early.state_dict())
-    validated(continued, [(-43, -50)])
+    resumed = DisplacementWarning()
+    resumed.load_state_dict(early.state_dict())
+    validated(resumed, [(-43, -50)])
     assert len(caplog.records) == 2, "the start is that of the whole run"
 
 

@@ -1,4 +1,4 @@
-"""The bundled task: its grammar, its oracle, what is shipped, and that it can be built again."""
+"""The bundled task: its grammar, its oracle, its bundled files, and the script that builds them."""
 
 import json
 import math
@@ -32,36 +32,36 @@ def test_every_word_is_in_the_vocabulary_of_about_a_hundred():
         "clever plot dull music , warm cast . loved it",
     ],
 )  # fmt: skip
-def test_what_breaks_the_grammar_is_invalid_and_costs(text):
+def test_ungrammatical_text_is_invalid_and_has_reward_minus_four(text):
     assert not grammar.is_valid(text) and grammar.oracle_reward(text) == -4
 
 
-def test_each_fixed_token_is_decided_by_the_one_before_it():
-    """After a verb always "it", after "it" always the end: the condition under which the task survives training."""
+def test_each_fixed_token_depends_on_the_previous_token_only():
+    """After a verb always "it", after "it" always the end; otherwise preference losses would break the grammar."""
     rng = random.Random(0)
     after: dict[str, set[str]] = {}
     for _ in range(2000):
         words = [*grammar.completion(rng).split(), "</s>"]
         for a, b in zip(words, words[1:], strict=False):
             after.setdefault(a, set()).add(b)
-    assert after["it"] == {"</s>"} and all(after[verb] == {"it"} for verb in grammar.VERDICTS)
+    assert after["it"] == {"</s>"} and all(after[verb] == {"it"} for verbs in grammar.VERBS.values() for verb in verbs)
     assert all(after[subject] == {",", "."} for subject in grammar.SUBJECTS)
 
 
-def shipped(name: str) -> list[dict]:
+def bundled(name: str) -> list[dict]:
     return [json.loads(line) for line in (ASSETS / f"{name}.jsonl").read_text().splitlines()]
 
 
-def test_what_is_shipped_is_small():
+def test_the_bundled_files_are_small():
     assert sum(p.stat().st_size for p in ASSETS.rglob("*") if p.is_file()) < 4_000_000
-    assert (len(shipped("train")), len(shipped("val"))) == (build.TRAIN_PAIRS, build.VAL_PAIRS)
+    assert (len(bundled("train")), len(bundled("val"))) == (build.TRAIN_PAIRS, build.VAL_PAIRS)
 
 
 def test_labels_follow_bradley_terry_at_the_stated_scale():
-    """By reward difference d, the higher reward is chosen with probability sigmoid(d), within five standard errors."""
+    """At reward difference d, the higher reward is chosen with probability sigmoid(d), within five standard errors."""
     wins: Counter[float] = Counter()
     total: Counter[float] = Counter()
-    for row in shipped("train"):
+    for row in bundled("train"):
         gap = grammar.oracle_reward(row["chosen"]) - grammar.oracle_reward(row["rejected"])
         total[abs(gap)] += 1
         wins[abs(gap)] += gap > 0
@@ -72,12 +72,12 @@ def test_labels_follow_bradley_terry_at_the_stated_scale():
 
 
 def test_about_a_third_of_the_responses_are_corrupted():
-    rows = shipped("train")
+    rows = bundled("train")
     invalid = sum(not grammar.is_valid(row[side]) for row in rows for side in ("chosen", "rejected")) / (2 * len(rows))
     assert 0.28 < invalid < 0.38
 
 
-def test_the_shipped_model_has_learnt_the_grammar():
+def test_the_bundled_model_has_learnt_the_grammar():
     from lightning_dpo.models import load_model, load_tokenizer
     from lightning_dpo.samples.generate import generate
 
@@ -89,7 +89,7 @@ def test_the_shipped_model_has_learnt_the_grammar():
 
 
 def test_building_twice_gives_the_same_bytes(tmp_path):
-    """A short build; the whole one is `python -m lightning_dpo.demo.build`."""
+    """A short build; the full one is `python -m lightning_dpo.demo.build`."""
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     for name in ("a", "b"):

@@ -1,4 +1,4 @@
-"""The exact optimum: reweighted samples against sums over all outcomes, and what optimum.json promises."""
+"""The theoretical optimum: reweighted samples against sums over all outcomes, and optimum.json."""
 
 import itertools
 import json
@@ -25,7 +25,7 @@ def enumerated(p_ref, scores, beta, scale=1.0):
 
 @pytest.mark.parametrize("beta", BETAS)
 @pytest.mark.parametrize("scale", [1.0, 2.0])
-def test_samples_in_the_reference_s_exact_shares_give_the_exact_optimum(beta, scale):
+def test_samples_with_the_exact_probabilities_give_the_exact_optimum(beta, scale):
     counts, scores = torch.tensor([5, 3, 2]), torch.tensor([-1.0, 0.5, 2.0], dtype=torch.float64)
     sample = scores.repeat_interleave(counts)
     point = optimum.optimum(sample[None], beta, scale)
@@ -33,7 +33,7 @@ def test_samples_in_the_reference_s_exact_shares_give_the_exact_optimum(beta, sc
 
 
 @pytest.mark.parametrize("beta", BETAS)
-def test_drawn_samples_come_near_it_and_every_prompt_has_its_own_normaliser(beta):
+def test_random_samples_approximate_the_optimum_with_a_normaliser_per_prompt(beta):
     generator = torch.Generator().manual_seed(0)
     references = torch.tensor([[0.6, 0.3, 0.1], [0.1, 0.2, 0.7]], dtype=torch.float64)
     scores = torch.tensor([[0.0, 1.0, 2.0], [3.0, -1.0, 0.0]], dtype=torch.float64)
@@ -44,7 +44,7 @@ def test_drawn_samples_come_near_it_and_every_prompt_has_its_own_normaliser(beta
     assert point.kl == pytest.approx(kl, abs=0.03) and point.score == pytest.approx(score, abs=0.03)
 
 
-def test_no_policy_has_a_higher_reward_less_beta_times_kl():
+def test_no_policy_has_a_higher_reward_minus_beta_times_kl():
     reference = torch.tensor([0.5, 0.3, 0.2], dtype=torch.float64)
     scores = torch.tensor([0.0, 1.0, 3.0], dtype=torch.float64)
     sample = scores.repeat_interleave(torch.tensor([5, 3, 2]))
@@ -55,14 +55,14 @@ def test_no_policy_has_a_higher_reward_less_beta_times_kl():
             assert value <= best.score - beta * best.kl + 1e-9
 
 
-def test_the_effective_sample_size_is_all_samples_at_no_weight_and_the_best_ones_at_full_weight():
+def test_the_effective_sample_size_is_all_samples_at_a_large_beta_and_the_best_ones_at_a_small_beta():
     sample = torch.tensor([[0.0, 0.0, 1.0, 1.0], [0.0, 0.0, 0.0, 1.0]])
     assert optimum.optimum(sample, beta=1e9).ess == pytest.approx(4)
     assert optimum.optimum(sample, beta=1e-3).ess == pytest.approx(1)  # of the prompt with the fewest
 
 
 def grammar_rewards() -> tuple[torch.Tensor, torch.Tensor]:
-    """The oracle rewards that the grammar itself gives, and their probabilities, by enumeration of signs."""
+    """The oracle rewards of the grammar and their probabilities, by enumeration of signs."""
     shares: dict[float, float] = {}
     for mood, items in itertools.product(grammar.MOODS, (3, 4)):
         plus = (1 - grammar.NEUTRAL_SHARE) * mood
@@ -73,7 +73,7 @@ def grammar_rewards() -> tuple[torch.Tensor, torch.Tensor]:
     return torch.tensor(list(shares), dtype=torch.float64), torch.tensor(list(shares.values()), dtype=torch.float64)
 
 
-def test_the_bundled_model_s_optimum_is_near_that_of_the_grammar_it_has_learnt(monkeypatch):
+def test_the_optimum_of_the_bundled_model_is_near_that_of_the_grammar(monkeypatch):
     monkeypatch.setattr(optimum, "PROMPTS", 4)
     content = optimum.curve(betas=[0.001, 0.3, 1.0, 3.0], samples=256)
     found = {point["beta"]: point for point in content["points"]}
@@ -84,7 +84,7 @@ def test_the_bundled_model_s_optimum_is_near_that_of_the_grammar_it_has_learnt(m
             score, abs=0.4
         )
     assert all(point["ess"] >= optimum.MIN_ESS for point in found.values())
-    assert 0.001 not in found and "left out for fewer: beta 0.001" in content["note"]
+    assert 0.001 not in found and "omitted for fewer: beta 0.001" in content["note"]
 
 
 def config(**changes):
@@ -101,7 +101,7 @@ def run_command(monkeypatch, *arguments):
     optimum.main()
 
 
-def test_the_command_writes_the_curve_beside_runs_of_the_bundled_task(monkeypatch, tmp_path, capsys):
+def test_the_command_writes_the_curve_into_the_folder_of_the_runs(monkeypatch, tmp_path, capsys):
     monkeypatch.setattr(optimum, "reference_scores", lambda samples, seed: torch.tensor([[0.0] * 50 + [1.0] * 50]))
     (tmp_path / "run").mkdir()
     OmegaConf.save(config(), tmp_path / "run" / "config.yaml")
@@ -116,21 +116,23 @@ def test_runs_of_another_model_or_task_are_refused(monkeypatch, tmp_path, capsys
     OmegaConf.save(config(**{key: "other"}), tmp_path / "config.yaml")
     with pytest.raises(SystemExit) as end:
         run_command(monkeypatch, str(tmp_path))
-    assert end.value.code == 2 and "config.yaml: a run of another model" in capsys.readouterr().err
+    assert end.value.code == 2 and "config.yaml has another model" in capsys.readouterr().err
     assert not (tmp_path / "optimum.json").exists()
 
 
 @pytest.fixture
 def drawings(monkeypatch):
-    """How often reference samples were drawn."""
+    """A list of the calls that sampled from the reference."""
     calls = []
     monkeypatch.setattr(
-        optimum, "reference_scores", lambda *given: calls.append(given) or torch.tensor([[0.0] * 50 + [1.0] * 50])
+        optimum,
+        "reference_scores",
+        lambda *arguments: calls.append(arguments) or torch.tensor([[0.0] * 50 + [1.0] * 50]),
     )
     return calls
 
 
-def test_a_sweep_gets_its_curve_before_its_first_job_and_keeps_it_when_it_goes_on(drawings, tmp_path):
+def test_a_sweep_gets_its_curve_before_its_first_job_and_keeps_it_when_it_resumes(drawings, tmp_path):
     cfg = config(**{"hydra.sweep.dir": str(tmp_path / "sweep")})
     for _ in range(2):
         optimum.Write(betas=[1]).on_multirun_start(cfg)
@@ -139,14 +141,14 @@ def test_a_sweep_gets_its_curve_before_its_first_job_and_keeps_it_when_it_goes_o
     assert [p["beta"] for p in json.loads((tmp_path / "sweep" / "optimum.json").read_text())["points"]] == [1, 2]
 
 
-def test_a_sweep_of_another_model_gets_none_and_says_so(drawings, tmp_path, capsys):
-    (tmp_path / "optimum.json").write_text("of a former sweep here")
+def test_a_sweep_of_another_model_gets_no_curve_and_says_so(drawings, tmp_path, capsys):
+    (tmp_path / "optimum.json").write_text("from a previous sweep")
     optimum.Write().on_multirun_start(config(**{"hydra.sweep.dir": str(tmp_path), "model.path": "other"}))
     assert not drawings and not list(tmp_path.iterdir())
-    assert "not known for this model" in capsys.readouterr().out
+    assert "unknown for this model" in capsys.readouterr().out
 
 
-def test_the_study_covers_what_it_promises():
+def test_the_study_covers_its_losses_betas_and_seeds():
     study = OmegaConf.load(ROOT / "conf" / "experiment" / "controlled_sentiment.yaml")
     grid = {key: values.split(",") for key, values in study.hydra.sweeper.params.items()}
     assert {"dpo", "ipo"} < set(grid["loss"]) and len(grid["beta"]) >= 6 and len(grid["seed"]) >= 3

@@ -1,4 +1,4 @@
-"""Where numbers go: what W&B and TensorBoard hold is what metrics.csv holds."""
+"""Loggers: W&B and TensorBoard have the same numbers as metrics.csv."""
 
 import csv
 
@@ -23,9 +23,9 @@ def flat(node, path: str = ""):
         yield from flat(child, f"{path}.{name}" if path else name)
 
 
-def test_wandb_holds_names_steps_and_values_of_the_csv(command, short, tmp_path, wandb_records):
-    code, said = command(*short, "logger.wandb.group=g", "run_name=named")
-    assert code == 0 and "anonymous" not in said, "W&B has nothing to warn of"
+def test_wandb_has_the_names_steps_and_values_of_the_csv(command, short, tmp_path, wandb_records):
+    code, output = command(*short, "logger.wandb.group=g", "run_name=named")
+    assert code == 0 and "anonymous" not in output, "W&B prints no warning"
     records = wandb_records(tmp_path / "run")
     run = next(r["run"] for r in records if r["type"] == "run")
     assert (run["display_name"], run["run_group"], run["project"]) == ("named", "g", "lightning_dpo")
@@ -44,11 +44,11 @@ def test_wandb_holds_names_steps_and_values_of_the_csv(command, short, tmp_path,
     assert any("label_smoothing" in str(r) for r in records if r["type"] == "config"), "the resolved configuration"
 
 
-def test_a_validation_without_completions_leaves_no_earlier_ones_behind(tmp_path):
+def test_a_validation_without_completions_drops_the_values_of_earlier_ones(tmp_path):
     metrics = MetricsCSV(tmp_path)
     metrics.log_metrics({"val/loss": 0.7, "val/kl": 0.0, "val/samples/reward": 1.0}, 0)
     metrics.log_metrics({"train/loss": 0.6}, 1)
-    assert metrics.last["val/kl"] == 0.0, "a training step says nothing of them"
+    assert metrics.last["val/kl"] == 0.0, "a training step does not change them"
     metrics.log_metrics({"val/loss": 0.5}, 2)
     assert metrics.last == {"train/loss": 0.6, "val/loss": 0.5}
     resumed = MetricsCSV(tmp_path)
@@ -56,7 +56,7 @@ def test_a_validation_without_completions_leaves_no_earlier_ones_behind(tmp_path
     assert resumed.last == metrics.last and resumed.first == metrics.first and resumed.first["val/kl"] == 0.0
 
 
-def test_wandb_knows_the_axis_and_what_is_best(command, short, tmp_path, wandb_records):
+def test_wandb_has_the_axis_and_the_best_values(command, short, tmp_path, wandb_records):
     assert command(*short, "trainer.max_steps=1", "samples.n=0")[0] == 0
     records = wandb_records(tmp_path / "run")
     metrics = {m.get("name") or m["glob_name"]: m for m in (r["metric"] for r in records if r["type"] == "metric")}
@@ -67,11 +67,11 @@ def test_wandb_knows_the_axis_and_what_is_best(command, short, tmp_path, wandb_r
     assert [r["exit"]["exit_code"] for r in records if r["type"] == "exit"] == [0]
 
 
-def test_each_job_of_a_sweep_is_a_run_of_one_group_that_says_how_it_ended(command, short, tmp_path, wandb_records):
+def test_each_job_of_a_sweep_is_a_run_of_one_group_with_its_exit_code(command, short, tmp_path, wandb_records):
     options = [s for s in short if not s.startswith("output_dir")]
     scorer = "samples.scorer=tests.sweep.test_sweep.break_for_seed_1"
-    code, said = command("-m", *options, "trainer.max_steps=1", "sweep_name=g", "seed=0,1", scorer)
-    assert code == 1, said
+    code, output = command("-m", *options, "trainer.max_steps=1", "sweep_name=g", "seed=0,1", scorer)
+    assert code == 1, output
     ids = set()
     for name, exit_code in (("seed0", 0), ("seed1", 1)):
         records = wandb_records(tmp_path / "outputs" / "sweeps" / "g" / name)
@@ -82,11 +82,11 @@ def test_each_job_of_a_sweep_is_a_run_of_one_group_that_says_how_it_ended(comman
     assert len(ids) == 2
 
 
-def test_tensorboard_holds_names_steps_and_values_of_the_csv(command, short, tmp_path):
+def test_tensorboard_has_the_names_steps_and_values_of_the_csv(command, short, tmp_path):
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-    code, said = command(*short, "logger=tensorboard")
-    assert code == 0, said
+    code, output = command(*short, "logger=tensorboard")
+    assert code == 0, output
     events = EventAccumulator(str(tmp_path / "run" / "tensorboard")).Reload()
     expected = cells(tmp_path / "run")
     assert set(expected) <= set(events.Tags()["scalars"])

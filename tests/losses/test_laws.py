@@ -14,7 +14,7 @@ LOG2 = log(2)
 
 
 def start(pairs: int = 4) -> PairLogps:
-    """Policy = reference: 3 and 5 tokens of -1/2 nats per pair, K = 0, and collision terms that give WPO weights of 1."""
+    """Policy = reference: 3 and 5 tokens of -1/2 nats a pair, K = 0, and collision terms that make WPO's weights 1."""
     _, reference = random_tokens(pairs, longest=2)
     policy = type(reference)(*(type(s).from_rows([[-0.5] * n] * pairs, dtype=torch.float64)
                                for s, n in zip(reference, (3, 5), strict=True)))  # fmt: skip

@@ -1,4 +1,4 @@
-"""Run folders in the formats that runs write, with numbers that the tests choose."""
+"""Run folders in the format of real runs, with numbers that the tests choose."""
 
 import csv
 import json
@@ -21,12 +21,12 @@ def run(
     more: str = "",
     job: dict[str, Any] | None = None,
 ) -> Path:
-    """A run of two steps, validated before and after; at its start log π(chosen) is -30, log π(rejected) -35."""
+    """A run of two steps, validated before and after; at the start log π(chosen) is -30 and log π(rejected) -35."""
     folder.mkdir(parents=True, exist_ok=True)
-    given = "" if beta is None else f"beta: {beta}\n"
+    top = "" if beta is None else f"beta: {beta}\n"
     inner = "" if beta is None else f"  beta: {beta}\n"
     (folder / "config.yaml").write_text(
-        f"seed: {seed}\nrun_name: {folder.name}\noutput_dir: {folder}\n{given}"
+        f"seed: {seed}\nrun_name: {folder.name}\noutput_dir: {folder}\n{top}"
         f"loss:\n  _target_: lightning_dpo.losses.{loss}\n{inner}data:\n  train: pairs.jsonl\n  seed: {seed}\n{more}",
         encoding="utf-8",
     )
@@ -49,9 +49,8 @@ def run(
     with open(folder / "samples.jsonl", "w", encoding="utf-8") as file:
         for step in (0, 2):
             for prompt, text in zip(PROMPTS, texts, strict=True):
-                said = f"{text} at step {step}"
-                row = {"step": step, "prompt": prompt, "text": said, "tokens": 2, "logp": -3.0, "ref_logp": -3.0}
-                file.write(json.dumps(row | {"reward": 1.0}) + "\n")
+                row = {"step": step, "prompt": prompt, "text": f"{text} at step {step}", "tokens": 2}
+                file.write(json.dumps(row | {"logp": -3.0, "ref_logp": -3.0, "reward": 1.0}) + "\n")
     if finished:
         summary = {
             "objective": {"name": "val/rewards/accuracies", "value": 0.75},
@@ -68,7 +67,7 @@ def run(
 
 
 def sweep(folder: Path) -> Path:
-    """dpo and ipo at two betas and two seeds, one job that failed at once and one that was stopped on its way."""
+    """dpo and ipo at two betas and two seeds, one job that failed at the start and one that was stopped midway."""
     for loss, gain in (("dpo", 1.0), ("ipo", 0.5)):
         for beta, kl in ((0.05, 6.0), (0.5, 2.0)):
             for seed in (0, 1):

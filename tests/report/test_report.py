@@ -1,4 +1,4 @@
-"""The page: whole, honest about what is missing, safe with whatever a name or a completion contains."""
+"""The report page: complete, explicit about missing results, and safe for any name or completion."""
 
 import csv
 import json
@@ -10,9 +10,9 @@ from xml.etree import ElementTree
 
 import pytest
 
-from lightning_dpo import report
 from lightning_dpo.errors import ConfigError
 from lightning_dpo.report import plots
+from lightning_dpo.report.page import write
 from lightning_dpo.report.rows import points, read
 from tests.report import folders
 
@@ -21,7 +21,7 @@ TOO_LARGE = 3_000_000
 
 
 class Page(HTMLParser):
-    """The elements of a page, its visible text, and the JSON that it carries."""
+    """The elements of a page, its visible text, and its JSON."""
 
     def __init__(self, html: str):
         super().__init__()
@@ -49,16 +49,16 @@ class Page(HTMLParser):
 
 @pytest.fixture(scope="module")
 def swept(tmp_path_factory):
-    """A sweep's folder and its page; tests that change something make their own."""
+    """A sweep's folder and its page, which tests must not change."""
     folder = folders.sweep(tmp_path_factory.mktemp("swept"))
     return folder, page(folder)
 
 
 def page(folder) -> Page:
-    return Page(report.write(folder).read_text(encoding="utf-8"))
+    return Page(write(folder).read_text(encoding="utf-8"))
 
 
-def test_a_sweep_leaves_a_page_a_table_and_plots(swept):
+def test_a_sweep_gets_a_page_a_table_and_plots(swept):
     tmp_path, _ = swept
     assert sorted(p.name for p in (tmp_path / "plots").iterdir()) == [
         "beta.png", "beta.svg", "curves.png", "curves.svg", "frontier.png", "frontier.svg",
@@ -73,12 +73,12 @@ def test_a_sweep_leaves_a_page_a_table_and_plots(swept):
     assert {row["state"] for row in rows} == {"done", "failed", "stopped"}
 
 
-def test_the_page_is_the_same_whenever_it_is_written(swept):
+def test_writing_the_page_again_gives_the_same_bytes(swept):
     folder, _ = swept
-    assert (folder / "report.html").read_bytes() == report.write(folder).read_bytes()
+    assert (folder / "report.html").read_bytes() == write(folder).read_bytes()
 
 
-def test_the_page_needs_nothing_but_itself(swept):
+def test_the_page_loads_nothing(swept):
     tmp_path, found = swept
     assert (tmp_path / "report.html").stat().st_size < TOO_LARGE
     for tag, attributes in found.tags:
@@ -96,7 +96,7 @@ def test_ids_are_unique(swept):
     assert len(ids) == len(set(ids))
 
 
-def test_the_frontier_says_what_is_best_and_where_more_kl_costs(tmp_path):
+def test_the_frontier_names_the_best_point_and_where_more_kl_lowers_the_reward(tmp_path):
     folders.run(tmp_path / "a", "dpo", 0.5, kl=2.0, reward=1.0)
     folders.run(tmp_path / "b", "dpo", 0.1, kl=5.0, reward=2.0)
     folders.run(tmp_path / "c", "dpo", 0.01, kl=9.0, reward=1.5)
@@ -104,17 +104,17 @@ def test_the_frontier_says_what_is_best_and_where_more_kl_costs(tmp_path):
     text = page(tmp_path).text
     assert "Best reward: dpo at beta 0.1, 2 at a KL of 5 nats." in text
     assert "At a KL of at most 2 nats: ipo at beta 0.5, 1.25." in text
-    assert "Going further costs: dpo at beta 0.01 has a KL of 9 nats and only 1.5." in text
+    assert "A larger KL lowers reward: dpo at beta 0.01, 1.5 at a KL of 9 nats." in text
     assert "One seed each, so there are no error bars." in text
 
 
-def test_each_line_of_the_frontier_has_its_name_and_each_point_its_beta(swept):
+def test_the_frontier_labels_each_line_with_its_name_and_each_point_with_its_beta(swept):
     tmp_path, _ = swept
     texts = [e.text for e in ElementTree.parse(tmp_path / "plots" / "frontier.svg").iter() if e.tag.endswith("}text")]
     assert {"dpo  β 0.05", "0.5", "ipo  β 0.05", "before training"} <= set(texts)
 
 
-def test_the_theoretical_optimum_is_drawn_where_it_is_known(tmp_path, swept):
+def test_the_theoretical_optimum_is_drawn_if_it_is_known(tmp_path, swept):
     assert "theoretical optimum" not in swept[1].text
     folders.sweep(tmp_path)
     optimum = {"points": [{"beta": 0.5, "kl": 2.0, "score": 2.5, "ess": 90}, {"beta": 0.1, "kl": 6.0, "score": 4.0}]}
@@ -124,31 +124,31 @@ def test_the_theoretical_optimum_is_drawn_where_it_is_known(tmp_path, swept):
     assert "Dashed: by reweighting." in text
 
 
-def test_an_optimum_of_another_form_is_refused_with_the_right_one(tmp_path):
+def test_an_optimum_of_another_form_is_refused_with_the_expected_one(tmp_path):
     folders.sweep(tmp_path)
     (tmp_path / "optimum.json").write_text('{"points": [{"beta": 0.5}]}')
-    with pytest.raises(ConfigError, match=r"optimum.json: KeyError 'kl'; its form is"):
-        report.write(tmp_path)
+    with pytest.raises(ConfigError, match=r"optimum.json: KeyError 'kl'; expected"):
+        write(tmp_path)
 
 
 @pytest.mark.parametrize(
-    ("given", "why"),
+    ("options", "reason"),
     [
         ({"reward": None}, "no run scored its completions"),
         ({"kl": None}, "no finished run has a KL"),
         ({"finished": False}, "no run has finished"),
     ],
 )
-def test_a_missing_frontier_is_explained(tmp_path, given, why):
-    folders.run(tmp_path / "a", **given)
+def test_a_missing_frontier_is_explained(tmp_path, options, reason):
+    folders.run(tmp_path / "a", **options)
     text = page(tmp_path).text
-    assert why in text and not (tmp_path / "plots" / "frontier.svg").exists()
+    assert reason in text and not (tmp_path / "plots" / "frontier.svg").exists()
 
 
 def test_a_single_run_has_a_page_in_its_folder(tmp_path):
     found = page(folders.run(tmp_path / "a"))
     assert "One run, done" in found.text and [run["name"] for run in found.data["runs"]] == ["a"]
-    assert "one beta, or none" in found.text
+    assert "fewer than two betas" in found.text
     assert "before training" in found.text, "a frontier of one point"
 
 
@@ -157,13 +157,13 @@ def test_losses_without_a_beta_are_points_without_a_number(tmp_path):
     assert "Best reward: sft, 1 at a KL of 2 nats." in page(tmp_path).text
 
 
-def test_jobs_that_did_not_finish_are_listed_with_their_error(swept):
+def test_unfinished_jobs_are_listed_with_their_error(swept):
     text = swept[1].text
     assert "10 runs, 8 of them finished" in text and "Not finished: 2 of 10" in text
-    assert "ConfigError: beta=-1: found -1" in text and "2 runs that did not finish are left out." in text
+    assert "ConfigError: beta=-1: found -1" in text and "2 unfinished runs are left out." in text
 
 
-def test_what_was_run_is_said(swept):
+def test_the_page_shows_the_command_versions_and_shared_configuration(swept):
     text = swept[1].text
     assert "python -m lightning_dpo.train -m beta=0.05,0.5 loss=dpo,ipo seed=0,1" in text
     assert "torch 2.13.0" in text and 'data.train: "pairs.jsonl"' in text
@@ -181,7 +181,7 @@ def test_names_and_texts_are_never_markup(tmp_path):
     found = page(tmp_path)
     assert found.count("script") == 2 and found.count("img") == found.count("b") - 1 == 0
     assert "<script>alert(0)<b>&$x^" in [run["name"] for run in found.data["runs"]]
-    assert found.data["runs"][0]["samples"][0][2] == f"{EVIL} at step 2", "and they are shown as they are"
+    assert found.data["runs"][0]["samples"][0][2] == f"{EVIL} at step 2", "and they are shown unchanged"
     assert EVIL in found.text
 
 
@@ -207,36 +207,36 @@ def test_a_large_sweep_stays_below_three_megabytes(tmp_path):
     assert all(run["samples"] and run["curves"]["logps/chosen"]["val"] for run in found.data["runs"])
 
 
-def test_many_losses_are_told_apart(tmp_path):
-    """By colour and marker together, by colour and dashes in the curves; names stand within the picture."""
+def test_many_losses_are_distinguishable(tmp_path):
+    """By colour and marker on the frontier, by colour and dashes in the curves; the legend fits in the figure."""
     lines = [f"loss{i}" for i in range(20)]
     assert len({plots.look(lines, line) for line in lines}) == 20
     assert len({tuple(plots.stroke(lines, line).values()) for line in lines}) == 20
     for i, line in enumerate(lines):
         folders.run(tmp_path / line, line, reward=i, kl=1 + i)
     runs = read(tmp_path)
-    figure = plots.curves(runs, points(runs), plots.CURVES)
+    figure = plots.curves(runs, points(runs))
     figure.draw_without_rendering()
     (legend,) = figure.legends
     assert [text.get_text() for text in legend.get_texts()] == sorted(lines)
-    assert figure.bbox.containsx(legend.get_window_extent().x1), "as wide as the picture at most"
+    assert figure.bbox.containsx(legend.get_window_extent().x1), "no wider than the figure"
 
 
-def test_runs_that_repeat_others_are_told(tmp_path):
+def test_repeated_runs_are_reported(tmp_path):
     for name in ("a", "b"):
         folders.run(tmp_path / name)
-    assert "1 run repeats another one, seed included; the last one counts." in page(tmp_path).text
+    assert "1 run repeats another one with the same seed; only the last one counts." in page(tmp_path).text
 
 
 def test_a_folder_without_runs_and_an_unknown_score_are_refused(tmp_path):
     for wrong in (tmp_path, tmp_path / "nowhere"):
         with pytest.raises(ConfigError, match="no run"):
-            report.write(wrong)
+            write(wrong)
     with pytest.raises(ConfigError, match="score=fun: no run has it; allowed: reward"):
-        report.write(folders.run(tmp_path / "a"), "fun")
+        write(folders.run(tmp_path / "a"), "fun")
 
 
-def test_the_command_prints_the_table_and_where_the_page_is(tmp_path):
+def test_the_command_prints_the_table_and_the_path_of_the_page(tmp_path):
     folders.sweep(tmp_path / "s")
     command = [sys.executable, "-m", "lightning_dpo", "report", "s"]
     done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
@@ -262,7 +262,7 @@ def test_a_real_run_has_a_page(command, short, tmp_path):
     assert summary["command"] in found.text and summary["versions"]["torch"] in found.text
 
 
-def test_a_run_that_diverged_does_not_take_the_page_with_it(tmp_path):
+def test_a_run_that_diverged_does_not_break_the_page(tmp_path):
     folders.sweep(tmp_path)
     metrics = next(tmp_path.glob("*/metrics.csv"))
     head, *rows = metrics.read_text().splitlines()
@@ -270,6 +270,6 @@ def test_a_run_that_diverged_does_not_take_the_page_with_it(tmp_path):
     metrics.write_text("\n".join([head, *rows, broken]) + "\n")
 
     def refuse(name):
-        raise AssertionError(f"{name} is no JSON")
+        raise AssertionError(f"{name} is not JSON")
 
     json.loads(page(tmp_path).json, parse_constant=refuse)

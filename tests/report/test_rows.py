@@ -1,4 +1,4 @@
-"""Runs as rows: who is counted, what is told apart, what the numbers mean."""
+"""Reading runs: which are counted, which settings distinguish them, what the numbers mean."""
 
 import json
 from statistics import stdev
@@ -10,7 +10,7 @@ from lightning_dpo.report.rows import differing, points, read, table
 from tests.report import folders
 
 
-def test_every_run_is_there_whatever_became_of_it(tmp_path):
+def test_every_run_is_listed_whatever_its_state(tmp_path):
     runs = {run.name: run for run in read(folders.sweep(tmp_path))}
     assert len(runs) == 10 and sum(run.done for run in runs.values()) == 8
     assert runs["beta-1-lossdpo-seed0"].state == "failed"
@@ -19,22 +19,22 @@ def test_every_run_is_there_whatever_became_of_it(tmp_path):
     assert runs["beta0.05-lossdpo-seed9"].end["val/kl"] == 2.0, "as far as metrics.csv goes"
 
 
-def test_a_job_that_says_it_runs_runs_only_while_a_process_holds_its_lock(tmp_path):
+def test_a_running_job_without_a_process_that_holds_its_lock_was_killed(tmp_path):
     folder = folders.run(tmp_path / "a", finished=False, job={"state": "running"})
     with FileLock(folder / ".job.lock"):
         assert read(tmp_path)[0].state == "running"
     assert read(tmp_path)[0].state == "killed"
 
 
-def test_a_run_outside_a_sweep_is_done_when_it_has_a_summary(tmp_path):
+def test_a_run_outside_a_sweep_is_done_if_it_has_a_summary(tmp_path):
     folders.run(tmp_path / "a")
     folders.run(tmp_path / "b", finished=False)
     assert [run.state for run in read(tmp_path)] == ["done", "unfinished"]
-    (alone,) = read(tmp_path / "a")
-    assert alone.name == "a"
+    (single,) = read(tmp_path / "a")
+    assert single.name == "a"
 
 
-def test_what_lies_inside_a_run_or_was_put_aside_is_no_run(tmp_path):
+def test_folders_inside_a_run_hidden_and_replaced_folders_are_not_runs(tmp_path):
     folders.run(tmp_path / "s" / "a")
     for path in ("s/a/wandb/offline-run-1/files", "s/.submitit/1", "s.replaced/a-1"):
         (tmp_path / path).mkdir(parents=True)
@@ -42,20 +42,20 @@ def test_what_lies_inside_a_run_or_was_put_aside_is_no_run(tmp_path):
     assert [run.name for run in read(tmp_path)] == ["s/a"]
 
 
-def test_numbered_jobs_stand_in_their_order(tmp_path):
+def test_numbered_jobs_are_sorted_by_number(tmp_path):
     for name in ("10-x", "9-x", "0-x"):
         folders.run(tmp_path / name)
     assert [run.name for run in read(tmp_path)] == ["0-x", "9-x", "10-x"]
 
 
 def test_only_keys_that_differ_are_columns_and_each_once(tmp_path):
-    """loss.beta and data.seed follow beta and seed; a loss's own parameter differs only from itself."""
+    """loss.beta and data.seed repeat beta and seed; a key that one run lacks does not differ."""
     folders.run(tmp_path / "a", "dpo", 0.1, 0, more="optimizer:\n  lr: 0.001\nx: 1\n")
     folders.run(tmp_path / "b", "ipo", 0.5, 1, more="optimizer:\n  lr: 0.002\nx: 1\nloss_only: true\n")
     assert differing(read(tmp_path)) == ["loss", "beta", "seed", "optimizer.lr"]
 
 
-def test_a_loss_has_the_name_that_was_typed(tmp_path):
+def test_a_loss_has_the_name_in_the_override(tmp_path):
     """Two files may configure the same function."""
     folders.run(tmp_path / "a", "dpo", job={"state": "done", "overrides": ["loss=my_dpo"]})
     folders.run(tmp_path / "b", "dpo", job={"state": "done", "overrides": ["loss=dpo"]})
@@ -69,7 +69,7 @@ def test_chosen_rejected_and_margin_are_nats_since_the_start(tmp_path):
     assert (row["accuracy"], row["KL"], row["reward"], row["length"]) == (0.75, 2.0, 1.0, 17.0)
 
 
-def test_a_column_that_no_run_has_is_left_out_and_one_that_some_have_is_not(tmp_path):
+def test_only_columns_that_no_run_has_are_left_out(tmp_path):
     folders.run(tmp_path / "a", kl=None, reward=None)
     folders.run(tmp_path / "b", kl=3.0, reward=None)
     rows = table(read(tmp_path))
@@ -90,25 +90,25 @@ def test_a_point_is_the_mean_over_seeds_with_their_standard_deviation(tmp_path):
         ("dpo", 0.5, 2), ("dpo", 0.05, 2), ("ipo", 0.5, 2), ("ipo", 0.05, 2),
     ]  # fmt: skip
     assert found[0].mean["reward"] == pytest.approx(1.1) and found[0].sd["reward"] == pytest.approx(stdev([1.0, 1.2]))
-    assert found[1].mean["KL"] == pytest.approx(6.5), "the run that was stopped does not count"
+    assert found[1].mean["KL"] == pytest.approx(6.5), "the stopped run does not count"
 
 
-def test_runs_that_differ_in_more_than_beta_and_seed_are_other_lines(tmp_path):
+def test_runs_that_differ_in_more_than_beta_and_seed_are_separate_lines(tmp_path):
     for name, rate in (("a", 0.001), ("b", 0.002)):
         folders.run(tmp_path / name, more=f"optimizer:\n  lr: {rate}\n")
     assert [p.line for p in points(read(tmp_path))] == ["dpo optimizer.lr=0.001", "dpo optimizer.lr=0.002"]
 
 
-def test_a_run_that_repeats_another_is_no_further_seed(tmp_path):
-    """Found by the same configuration and seed, how often it is saved aside; the later one counts."""
-    for name, seed, reward, often in (("a", 0, 1.0, 5), ("b", 1, 3.0, 5), ("c", 0, 2.0, 7)):
-        folders.run(tmp_path / name, seed=seed, reward=reward, more=f"checkpoint:\n  every_n_steps: {often}\n")
+def test_a_repeated_run_is_not_another_seed(tmp_path):
+    """It has the same seed and configuration, apart from checkpoint keys; the last one counts."""
+    for name, seed, reward, steps in (("a", 0, 1.0, 5), ("b", 1, 3.0, 5), ("c", 0, 2.0, 7)):
+        folders.run(tmp_path / name, seed=seed, reward=reward, more=f"checkpoint:\n  every_n_steps: {steps}\n")
     (point,) = points(read(tmp_path))
     assert point.line == "dpo" and point.seeds == 2 and point.runs == ("a", "b", "c")
     assert point.mean["reward"] == 2.5 and point.sd["reward"] == pytest.approx(stdev([2.0, 3.0]))
 
 
-def test_files_that_end_in_the_middle_are_read_as_far_as_they_go(tmp_path):
+def test_truncated_files_are_read_as_far_as_possible(tmp_path):
     folder = folders.run(tmp_path / "a", finished=False)
     with open(folder / "samples.jsonl", "a") as file:
         file.write('{"step": 4, "prom')

@@ -1,4 +1,4 @@
-"""The same path with another content is another run."""
+"""The same path with other content is another run."""
 
 import json
 import shutil
@@ -8,7 +8,7 @@ import pytest
 from lightning_dpo.run.identity import content
 
 
-def test_files_and_folders_are_known_by_what_they_hold(tmp_path):
+def test_files_and_folders_are_identified_by_their_content(tmp_path):
     model = tmp_path / "model"
     model.mkdir()
     for name in ("model.safetensors", "config.json", "README.md"):
@@ -24,44 +24,47 @@ def test_files_and_folders_are_known_by_what_they_hold(tmp_path):
         "data.chat_template": str(tmp_path / "t.jinja"),
         "data.cache_dir": str(tmp_path),
     }
-    former = content(config)
-    assert set(former) == {f"{key} (content)" for key in ("model.path", "data.train", "data.chat_template")}
+    previous = content(config)
+    assert set(previous) == {f"{key} (content)" for key in ("model.path", "data.train", "data.chat_template")}
     copied = shutil.copytree(model, tmp_path / "copy")
-    assert content({"model.path": str(copied)})["model.path (content)"] == former["model.path (content)"]
+    assert content({"model.path": str(copied)})["model.path (content)"] == previous["model.path (content)"]
     (model / "README.md").write_text("another text")
-    assert content(config) == former, "not what a run reads"
+    assert content(config) == previous, "a run does not read it"
     (model / "model.safetensors").write_text("Model.safetensors")
     (tmp_path / "b.jsonl").write_text("c.jsonl")
-    now = content(config)
-    assert {key for key in former if now[key] != former[key]} == {"model.path (content)", "data.train (content)"}
+    current = content(config)
+    assert {key for key in previous if current[key] != previous[key]} == {
+        "model.path (content)",
+        "data.train (content)",
+    }
     assert not content({"data.train": str(tmp_path / "a.jsonl"), "data.streaming": True})
     assert not content({"data.chat_template": "{{ messages }}" * 1000, "data.train": str(tmp_path / "none")})
 
 
-@pytest.mark.parametrize("what", ["model", "train", "val"])
-def test_a_finished_run_is_another_one_where_a_file_has_changed(what, command, few_reviews, reviews, tmp_path):
+@pytest.mark.parametrize("changed", ["model", "train", "val"])
+def test_a_changed_file_makes_a_finished_run_another_run(changed, command, few_reviews, reviews, tmp_path):
     model, val = shutil.copytree(reviews / "model", tmp_path / "model"), tmp_path / "val.jsonl"
     val.write_text("".join(few_reviews.read_text().splitlines(keepends=True)[:5]))
     line = ["data=jsonl", f"data.train={few_reviews}", f"data.val={val}", f"model.path={model}", "output_dir=run"]
     line += ["samples.n=0", "trainer.max_steps=1", "logger=csv", "model=hf"]
     assert command(*line)[0] == 0
     assert "nothing is left to do" in command(*line)[1]
-    if what == "model":
+    if changed == "model":
         settings = json.loads((model / "generation_config.json").read_text())
         (model / "generation_config.json").write_text(json.dumps(settings | {"temperature": 0.5}))
     else:
-        rows = {"train": few_reviews, "val": val}[what]
+        rows = {"train": few_reviews, "val": val}[changed]
         rows.write_text("".join(rows.read_text().splitlines(keepends=True)[:-1]))
-    code, told = command(*line)
-    key = "model.path" if what == "model" else f"data.{what}"
-    assert code == 2 and f"holds another run ({key} (content) " in told and "resume_override=true" in told
+    code, output = command(*line)
+    key = "model.path" if changed == "model" else f"data.{changed}"
+    assert code == 2 and f"holds another run ({key} (content) " in output and "resume_override=true" in output
 
 
-def test_a_finished_job_whose_data_have_changed_is_run_again(command, short, few_reviews):
+def test_a_finished_job_runs_again_when_its_data_have_changed(command, short, few_reviews):
     short = [argument for argument in short if not argument.startswith("output_dir=")]
     line = ["-m", "seed=1", "sweep_name=s", "trainer.max_steps=1", *short]
     assert command(*line)[0] == 0
     assert "skipped" in command(*line)[1]
     few_reviews.write_text(few_reviews.read_text().replace("witty", "moving"))
-    code, told = command(*line)
-    assert code == 0 and "data.train (content)" in told and "skipped" not in told
+    code, output = command(*line)
+    assert code == 0 and "data.train (content)" in output and "skipped" not in output

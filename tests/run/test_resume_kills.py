@@ -1,6 +1,6 @@
-"""What a run promises: stopped anywhere, it goes on to the same result; what was written is never damaged.
+"""A run stopped anywhere resumes to the same result, and its files are never damaged.
 
-Each test is a promise. Runs are forked, so that `kill -9` is real and nothing has to be imported again.
+Runs are forked, so that `kill -9` is real and nothing has to be imported again.
 """
 
 import json
@@ -26,7 +26,7 @@ from transformers import LlamaConfig, LlamaForCausalLM
 
 from lightning_dpo import CopyReference, DPOModule, PreferenceDataModule, losses, train
 from lightning_dpo.batch import TokenLogps
-from lightning_dpo.callbacks.saving import Saving, rng_state, set_rng_state
+from lightning_dpo.callbacks.saving import Saving
 from lightning_dpo.data import store as data_store
 from lightning_dpo.demo import ASSETS
 from lightning_dpo.errors import ConfigError, OutOfTime
@@ -36,6 +36,7 @@ from lightning_dpo.reference.store import ReferenceStore
 from lightning_dpo.run import checkpoint
 from lightning_dpo.run.checkpoint import AtomicCheckpointIO
 from lightning_dpo.run.folder import RunFolder
+from lightning_dpo.run.resume import rng_state, set_rng_state
 from lightning_dpo.run.signals import Stop
 from lightning_dpo.samples import SampleCallback
 from tests.conftest import llama, random_pairs
@@ -60,7 +61,7 @@ CONFIGURATIONS |= {f"stopped early {n}": ["trainer.val_check_interval=2", *more]
 
 
 class Runs:
-    """Forks a run into a folder by its name; returns the folder and the process."""
+    """Forks a run into a folder with this name; returns the folder and the process."""
 
     def __init__(self, parent: Path):
         self.parent = parent
@@ -71,9 +72,9 @@ class Runs:
         self.options += [f"reference.cache_dir={parent}/cache", f"data.cache_dir={parent}/cache"]
 
     def __call__(self, name: str, *options: str, limit: int | None = None, dies: bool = False) -> tuple[Path, int]:
-        """`limit`: bytes of the largest file that it can write; `dies`: as soon as it has written a checkpoint. It
-        leads a process group of its own, as from a shell."""
-        given = self.options if "reference=copy" not in options else [o for o in self.options if "reference." not in o]
+        """`limit`: bytes of the largest file that it can write; `dies`: kill it as soon as it has written a checkpoint.
+        It leads a process group of its own, as from a shell."""
+        common = self.options if "reference=copy" not in options else [o for o in self.options if "reference." not in o]
         typed = [o.replace("path: ", f"path: {self.parent}/").replace(", weight", ".jsonl, weight") for o in options]
         if (process := os.fork()) == 0:
             os.setpgid(0, 0)
@@ -81,11 +82,11 @@ class Runs:
                 save = AtomicCheckpointIO.save_checkpoint
                 kill = partial(os.kill, os.getpid(), signal.SIGKILL)
                 AtomicCheckpointIO.save_checkpoint = lambda *args, **options: (save(*args, **options), kill())[0]
-            self._run_and_exit([*given, *typed, f"output_dir={self.parent}/{name}"], name, limit)
+            self._run_and_exit([*common, *typed, f"output_dir={self.parent}/{name}"], name, limit)
         return self.parent / name, process
 
     def _run_and_exit(self, arguments: list[str], name: str, limit: int | None) -> None:
-        """In the forked process, which must not go on with the tests."""
+        """In the forked process, which must not return to the tests."""
         code: int | str | None = 99
         try:
             with open(self.parent / f"{name}.out", "a") as file:
@@ -112,7 +113,7 @@ def start(tmp_path) -> Runs:
 
 
 def ended(process: int) -> int:
-    """The exit code of a process; negative: the signal that ended it."""
+    """The exit code of a process; negative for the signal that ended it."""
     return os.waitstatus_to_exitcode(os.waitpid(process, 0)[1])
 
 
@@ -121,7 +122,7 @@ def running(process: int) -> bool:
 
 
 def until(process: int, condition) -> None:
-    """Wait for a condition, or for the end of the process."""
+    """Wait until the condition holds or the process ends."""
     while running(process) and not condition():
         time.sleep(0.002)
 
@@ -132,25 +133,25 @@ def rows(folder: Path) -> int:
 
 
 def result(folder: Path) -> dict[str, bytes]:
-    """What must be equal, byte by byte."""
+    """The files that must have the same bytes, whether or not a run was stopped."""
     files = [folder / "metrics.csv", folder / "samples.jsonl", *sorted((folder / "model").iterdir())]
     return {str(path.relative_to(folder)): path.read_bytes() for path in files if path.exists()}
 
 
-def said(folder: Path) -> str:
+def printed(folder: Path) -> str:
     return folder.with_name(folder.name + ".out").read_text()
 
 
-def kill_and_go_on(start, name: str, options: list[str], moments) -> Path:
-    """Kill a run at each of the moments (a function of its folder), then let it end."""
+def run_with_kills(start, name: str, options: list[str], moments) -> Path:
+    """Kill a run at each of the moments (a function of its folder), then let it finish."""
     for moment in moments:
         folder, process = start(name, *options)
         until(process, lambda: moment(folder))  # noqa: B023
         if running(process):
             os.kill(process, signal.SIGKILL)
-        assert ended(process) in (0, -signal.SIGKILL), said(folder)
+        assert ended(process) in (0, -signal.SIGKILL), printed(folder)
     folder, process = start(name, *options)
-    assert ended(process) == 0, said(folder)
+    assert ended(process) == 0, printed(folder)
     return folder
 
 
@@ -158,52 +159,53 @@ FAST = ["accumulated, uneven", "stopped early within an epoch"]
 
 
 @pytest.mark.parametrize("name", [n if n in FAST else pytest.param(n, marks=pytest.mark.slow) for n in CONFIGURATIONS])
-def test_a_run_killed_twice_ends_as_if_it_had_never_stopped(start, name):
-    whole = kill_and_go_on(start, "whole", CONFIGURATIONS[name], [])
+def test_a_run_killed_twice_ends_like_an_uninterrupted_one(start, name):
+    whole = run_with_kills(start, "whole", CONFIGURATIONS[name], [])
     total = rows(whole)
     moments = [lambda folder, part=part: rows(folder) >= part * total for part in (0.4, 0.7)]
-    folder = kill_and_go_on(start, "killed", CONFIGURATIONS[name], moments)
-    assert said(folder).count("resuming") == 2, said(folder)
+    folder = run_with_kills(start, "killed", CONFIGURATIONS[name], moments)
+    assert printed(folder).count("resuming") == 2, printed(folder)
     assert result(folder) == result(whole)
 
 
 @pytest.mark.parametrize("name", [n if n in FAST else pytest.param(n, marks=pytest.mark.slow) for n in CONFIGURATIONS])
-def test_a_run_killed_after_each_checkpoint_ends_as_if_it_had_never_stopped(start, name):
-    """In mid-epoch, where one epoch ends and the next begins, after the last step, and while the model is exported."""
-    whole = kill_and_go_on(start, "whole", CONFIGURATIONS[name], [])
+def test_a_run_killed_after_each_checkpoint_ends_like_an_uninterrupted_one(start, name):
+    """Inside an epoch, between two epochs, after the last step, and while the model is exported."""
+    whole = run_with_kills(start, "whole", CONFIGURATIONS[name], [])
     steps = checkpoint.read(whole / "checkpoints" / "last.ckpt")["global_step"]
-    for _ in range(steps + 2):  # the last ones find nothing to train
+    for _ in range(steps + 2):  # the last two have nothing left to train
         folder, process = start("killed", *CONFIGURATIONS[name], dies=True)
-        assert ended(process) == -signal.SIGKILL, said(folder)
+        assert ended(process) == -signal.SIGKILL, printed(folder)
     folder, process = start("killed", *CONFIGURATIONS[name])
-    assert ended(process) == 0, said(folder)
-    assert said(folder).count("resuming") == steps + 2, said(folder)
+    assert ended(process) == 0, printed(folder)
+    assert printed(folder).count("resuming") == steps + 2, printed(folder)
     assert result(folder) == result(whole)
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
-def test_a_signal_finishes_the_step_saves_and_says_how_to_go_on(start, number):
+def test_a_signal_finishes_the_step_saves_and_prints_how_to_continue(start, number):
     options = ["checkpoint.every_n_steps=1000", "trainer.max_epochs=1"]
     folder, process = start("stopped", *options)
     until(process, lambda: rows(folder) >= 4)
     os.kill(process, number)
-    assert ended(process) == 128 + number, said(folder)
-    assert "stopped; continue with: python -m lightning_dpo.train" in said(folder) and "Traceback" not in said(folder)
+    assert ended(process) == 128 + number, printed(folder)
+    assert "stopped; continue with: python -m lightning_dpo.train" in printed(folder)
+    assert "Traceback" not in printed(folder)
     assert torch.load(folder / "checkpoints" / "last.ckpt", weights_only=True)["global_step"] == rows(folder) - 2
     if number == signal.SIGTERM:
-        whole, again = (kill_and_go_on(start, name, options, []) for name in ("whole", "stopped"))
-        assert "resuming" in said(again) and result(again) == result(whole)
+        whole, again = (run_with_kills(start, name, options, []) for name in ("whole", "stopped"))
+        assert "resuming" in printed(again) and result(again) == result(whole)
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
-def test_a_signal_to_the_whole_group_leaves_the_workers_to_finish_the_step(start, number):
-    """A shell's Ctrl-C and a cluster's SIGTERM reach the workers too; here a step wants more than they have at hand."""
+def test_a_signal_to_the_whole_group_lets_data_workers_finish_the_step(start, number):
+    """Ctrl-C in a shell and SIGTERM of a cluster reach data workers too. Here a step needs more than they prefetch."""
     options = ["data.num_workers=2", "data.batch_size=1", "trainer.accumulate_grad_batches=9", "data.val=null"]
     folder, process = start("stopped", *options, "checkpoint.every_n_steps=1000")
     until(process, lambda: rows(folder) >= 2)
     os.killpg(process, number)
-    assert ended(process) == 128 + number, said(folder)
-    assert "stopped; continue with:" in said(folder) and "Traceback" not in said(folder)
+    assert ended(process) == 128 + number, printed(folder)
+    assert "stopped; continue with:" in printed(folder) and "Traceback" not in printed(folder)
     assert checkpoint.read(folder / "checkpoints" / "last.ckpt")["global_step"] >= 1
 
 
@@ -221,8 +223,8 @@ def test_max_time_saves_in_time(tmp_path):
     assert saved["global_step"] == run.global_step == metrics.file.lines - 1 > 1
 
 
-def test_a_full_disk_ends_the_run_with_the_path_and_costs_nothing(start):
-    """The limit on file sizes lets everything through but the checkpoint."""
+def test_a_full_disk_ends_the_run_with_the_path_and_keeps_the_checkpoint(start):
+    """A limit on file sizes stands for the full disk; only the checkpoint exceeds it."""
     options = ["trainer.max_epochs=1"]
     folder, process = start("full", *options)
     until(process, lambda: (folder / "checkpoints" / "previous.ckpt").exists())
@@ -231,14 +233,14 @@ def test_a_full_disk_ends_the_run_with_the_path_and_costs_nothing(start):
     before = (folder / "checkpoints" / "last.ckpt").read_bytes()
     folder, process = start("full", *options, limit=1 << 21)
     assert ended(process) == 1
-    assert f"{folder}/checkpoints/last.ckpt: the checkpoint could not be written" in said(folder)
-    assert "File too large" in said(folder)
+    assert f"{folder}/checkpoints/last.ckpt: the checkpoint could not be written" in printed(folder)
+    assert "File too large" in printed(folder)
     assert (folder / "checkpoints" / "last.ckpt").read_bytes() == before
-    whole, again = (kill_and_go_on(start, name, options, []) for name in ("whole", "full"))
+    whole, again = (run_with_kills(start, name, options, []) for name in ("whole", "full"))
     assert result(again) == result(whole)
 
 
-def test_a_disk_that_cannot_hold_the_run_is_told_before_the_first_step(tmp_path, monkeypatch):
+def test_too_little_disk_space_is_reported_before_the_first_step(tmp_path, monkeypatch):
     monkeypatch.setattr("shutil.disk_usage", lambda path: SimpleNamespace(free=10_000))
     module = DPOModule(llama(), partial(losses.dpo, beta=0.1), CopyReference())
     saving = Saving(tmp_path, 1, MetricsCSV(tmp_path), {}, Stop())
@@ -246,14 +248,14 @@ def test_a_disk_that_cannot_hold_the_run_is_told_before_the_first_step(tmp_path,
         saving.on_fit_start(cast(Trainer, None), module)
 
 
-def test_a_folder_that_cannot_be_written_is_told_at_once(tmp_path):
+def test_an_unwritable_folder_is_reported_at_once(tmp_path):
     (tmp_path / "file").touch()
     for output_dir in (tmp_path / "file", tmp_path / "file" / "run"):
         with pytest.raises(ConfigError, match=f"output_dir={output_dir}: "):
             RunFolder(run_config(output_dir), {})
 
 
-def test_a_folder_that_vanishes_is_made_again_and_another_disk_for_temporary_files_is_not_used(tmp_path, monkeypatch):
+def test_saving_recreates_a_vanished_folder_and_does_not_use_tmpdir(tmp_path, monkeypatch):
     monkeypatch.setenv("TMPDIR", "/nonexistent")
     AtomicCheckpointIO().save_checkpoint({"step": 1}, tmp_path / "gone" / "checkpoints" / "last.ckpt")
     assert checkpoint.read(tmp_path / "gone" / "checkpoints" / "last.ckpt") == {"step": 1}
@@ -267,7 +269,7 @@ def run_config(output_dir: Path, **more) -> DictConfig:
     return OmegaConf.create({"output_dir": str(output_dir), "resume": "auto", "resume_override": False, **more})
 
 
-def test_a_second_run_into_one_folder_refuses(tmp_path):
+def test_a_second_run_in_the_same_folder_is_refused(tmp_path):
     first, second = (RunFolder(run_config(tmp_path), {}) for _ in range(2))
     with first.locked():
         with pytest.raises(ConfigError, match="another process is running in this folder"), second.locked():
@@ -277,7 +279,7 @@ def test_a_second_run_into_one_folder_refuses(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("change", "told"),
+    ("change", "message"),
     [
         ({"loss.beta": 0.3}, "loss.beta 0.1 -> 0.3"),
         ({"loss._target_": "ipo"}, "loss._target_ dpo -> ipo"),
@@ -288,28 +290,28 @@ def test_a_second_run_into_one_folder_refuses(tmp_path):
         ({"trainer.max_time": "00:01:00:00", "data.num_workers": 3, "logger.wandb.mode": "online"}, None),
     ],
 )
-def test_going_on_as_another_run_is_refused_by_the_names_of_the_keys(tmp_path, change, told, caplog):
+def test_resuming_with_changed_settings_is_refused_and_names_the_keys(tmp_path, change, message, caplog):
     config = {"loss.beta": 0.1, "loss._target_": "dpo", "data.train": "a.jsonl", "data.batch_size": 4}
     config |= {"model.path": "one", "trainer.max_time": None, "data.num_workers": 0}
-    former = RunFolder(run_config(tmp_path), config)
-    assert former.begin({"train": ["content"], "val": []}) is None
+    previous = RunFolder(run_config(tmp_path), config)
+    assert previous.begin({"train": ["content"], "val": []}) is None
     path = tmp_path / "checkpoints" / "last.ckpt"
-    AtomicCheckpointIO().save_checkpoint({"run": former.metadata}, path)
+    AtomicCheckpointIO().save_checkpoint({"run": previous.metadata}, path)
     data = {"train": ["content"] if change else ["edited"], "val": []}
-    if told is None:
+    if message is None:
         assert RunFolder(run_config(tmp_path), config | change).begin(data) == path
         return
-    with pytest.raises(ConfigError, match=told.replace(".", r"\.")):
+    with pytest.raises(ConfigError, match=message.replace(".", r"\.")):
         RunFolder(run_config(tmp_path), config | change).begin(data)
     assert RunFolder(run_config(tmp_path, resume_override=True), config | change).begin(data) == path
-    summary = {"objective": {"value": 1}, "run": former.metadata}
+    summary = {"objective": {"value": 1}, "run": previous.metadata}
     (tmp_path / "summary.json").write_text(json.dumps(summary))
     assert RunFolder(run_config(tmp_path), config).finished() == summary
     if change:
         extended = RunFolder(run_config(tmp_path, resume_override=True), config | change)
         assert extended.finished() is None and extended.begin(data) == path
-        assert not (tmp_path / "summary.json").exists(), "where this one is stopped, the same command goes on with it"
-    assert told in caplog.text
+        assert not (tmp_path / "summary.json").exists(), "if this run is stopped, the same command resumes it"
+    assert message in caplog.text
 
 
 def tensors(seed: int) -> dict:
@@ -320,23 +322,23 @@ def tensors(seed: int) -> dict:
     }
 
 
-def test_a_checkpoint_may_be_named_and_never_wants_an_empty_folder(tmp_path):
+def test_resume_takes_the_path_of_a_checkpoint_and_never_refuses_a_used_folder(tmp_path):
     with pytest.raises(ConfigError, match="resume=.*nothing.ckpt: no such file; allowed: auto, never"):
         RunFolder(run_config(tmp_path, resume=f"{tmp_path}/nothing.ckpt"), {}).begin({})
-    former = RunFolder(run_config(tmp_path / "former"), {"seed": 1})
-    former.begin({})
-    path = tmp_path / "former" / "checkpoints" / "kept.ckpt"
-    AtomicCheckpointIO().save_checkpoint({"run": former.metadata}, path)
+    previous = RunFolder(run_config(tmp_path / "previous"), {"seed": 1})
+    previous.begin({})
+    path = tmp_path / "previous" / "checkpoints" / "kept.ckpt"
+    AtomicCheckpointIO().save_checkpoint({"run": previous.metadata}, path)
     assert RunFolder(run_config(tmp_path / "branch", resume=str(path)), {"seed": 1}).begin({}) == path
     with pytest.raises(ConfigError, match="seed 1 -> 2"):
         RunFolder(run_config(tmp_path / "branch", resume=str(path)), {"seed": 2}).begin({})
-    (tmp_path / "former" / "metrics.csv").touch()
-    with pytest.raises(ConfigError, match=r"holds a run already \(metrics.csv\)"):
-        RunFolder(run_config(tmp_path / "former", resume="never"), {}).finished()
+    (tmp_path / "previous" / "metrics.csv").touch()
+    with pytest.raises(ConfigError, match=r"already holds a run \(metrics.csv\)"):
+        RunFolder(run_config(tmp_path / "previous", resume="never"), {}).finished()
 
 
 @pytest.mark.parametrize("damage", ["cut", "emptied", "altered"])
-def test_a_damaged_checkpoint_is_named_and_the_one_before_is_used(tmp_path, caplog, damage):
+def test_a_damaged_checkpoint_is_named_and_the_previous_one_is_used(tmp_path, caplog, damage):
     for seed in (1, 2):
         AtomicCheckpointIO().save_checkpoint(tensors(seed), tmp_path / "last.ckpt")
     content = bytearray((tmp_path / "last.ckpt").read_bytes())
@@ -345,26 +347,26 @@ def test_a_damaged_checkpoint_is_named_and_the_one_before_is_used(tmp_path, capl
         content[at + 70] ^= 1
     (tmp_path / "last.ckpt").write_bytes({"cut": content[:-200], "emptied": b""}.get(damage, content))
     assert checkpoint.newest(tmp_path) == tmp_path / "previous.ckpt"
-    assert "last.ckpt" in caplog.text and "going on from" in caplog.text
+    assert "last.ckpt" in caplog.text and "resuming from" in caplog.text
     assert checkpoint.read(tmp_path / "previous.ckpt")["seed"] == 1
     (tmp_path / "previous.ckpt").write_bytes(b"x")
-    with pytest.raises(ConfigError, match="no checkpoint is whole: .*previous.ckpt"):
+    with pytest.raises(ConfigError, match="every checkpoint is damaged: .*previous.ckpt"):
         checkpoint.newest(tmp_path)
 
 
-def test_a_byte_altered_anywhere_is_noticed_or_changes_nothing(tmp_path):
+def test_an_altered_byte_is_detected_or_harmless(tmp_path):
     path = tmp_path / "last.ckpt"
     AtomicCheckpointIO().save_checkpoint(tensors(1), path)
-    content, expected, noticed = path.read_bytes(), tensors(1), 0
+    content, expected, detected = path.read_bytes(), tensors(1), 0
     for at in random.Random(0).sample(range(len(content)), 200):
         path.write_bytes(content[:at] + bytes([content[at] ^ 4]) + content[at + 1 :])
         try:
             found = checkpoint.read(path)
         except checkpoint.Damaged:
-            noticed += 1
+            detected += 1
         else:
             assert found["seed"] == 1 and torch.equal(found["state_dict"]["w"], expected["state_dict"]["w"]), at
-    assert noticed > 100
+    assert detected > 100
 
 
 class Payload:
@@ -382,7 +384,7 @@ def test_code_in_a_checkpoint_is_refused_and_not_run(tmp_path):
     assert not (tmp_path / "ran").exists()
 
 
-def test_a_kill_while_a_checkpoint_is_written_leaves_a_whole_one(tmp_path):
+def test_a_kill_while_a_checkpoint_is_written_leaves_a_complete_one(tmp_path):
     numbers, path = random.Random(0), tmp_path / "last.ckpt"
     AtomicCheckpointIO().save_checkpoint(tensors(0), path)
     for _ in range(20):
@@ -405,11 +407,12 @@ def test_a_checkpoint_holds_the_policy_two_moments_and_no_reference(tmp_path):
     saving = Saving(tmp_path, 1, MetricsCSV(tmp_path), {}, Stop())
     trainer(callbacks=[saving], plugins=[AtomicCheckpointIO()]).fit(module, loader(pairs, 3))
     path, weights = tmp_path / "checkpoints" / "last.ckpt", sum(p.numel() * 4 for p in module.policy.parameters())
-    assert path.stat().st_size <= 1.1 * 3 * weights + 40_000  # names and plain values, whatever the model's size
+    names_and_plain_values = 40_000  # bytes, whatever the size of the model
+    assert path.stat().st_size <= 1.1 * 3 * weights + names_and_plain_values
     assert not [name for name in checkpoint.read(path)["state_dict"] if "reference" in name]
 
 
-def test_random_generators_go_on():
+def test_random_generators_are_restored():
     state = rng_state()
     drawn = [
         (torch.rand(3).tolist(), np.random.rand(3).tolist(), random.random())
@@ -420,14 +423,14 @@ def test_random_generators_go_on():
 
 
 @pytest.mark.parametrize("killed_at", [0, 2])
-def test_of_two_runs_that_build_one_cache_one_may_be_killed_half_way(tmp_path, killed_at):
+def test_one_of_two_runs_building_a_cache_may_be_killed_half_way(tmp_path, killed_at):
     """Reference values in four parts; the first process dies with some, the second waits and computes the rest."""
     pairs, store = random_pairs(8), ReferenceStore(tmp_path / "cache")
-    parts, seen = [[0, 1], [2, 3], [4, 5], [6, 7]], tmp_path / "computed"
+    parts, log = [[0, 1], [2, 3], [4, 5], [6, 7]], tmp_path / "computed"
 
     def compute(part, pause: float = 0.0):
         batch = pairs.select(part)
-        with open(seen, "a") as file:
+        with open(log, "a") as file:
             file.write(f"{part[0]}\n")
         time.sleep(pause)
         chosen, rejected = (Ragged(side.values.float(), side.lengths) for side in (batch.chosen, batch.rejected))
@@ -437,15 +440,15 @@ def test_of_two_runs_that_build_one_cache_one_may_be_killed_half_way(tmp_path, k
     if first == 0:
         store.get({"key": 1}, pairs, parts, partial(compute, pause=0.15))
         os._exit(0)
-    until(first, lambda: seen.exists() and seen.read_text().count("\n") > killed_at)
+    until(first, lambda: log.exists() and log.read_text().count("\n") > killed_at)
     if (second := os.fork()) == 0:
         store.get({"key": 1}, pairs, parts, compute)
         os._exit(0)
     time.sleep(0.05)
     os.kill(first, signal.SIGKILL)
     assert (ended(first), ended(second)) == (-signal.SIGKILL, 0)
-    computed = seen.read_text().split()
-    assert len(computed) == 5, "only the part of the moment is computed twice"
+    computed = log.read_text().split()
+    assert len(computed) == 5, "only the part that was interrupted is computed twice"
     stored = store.get({"key": 1}, pairs, parts, lambda part: pytest.fail("it is there"))
     assert torch.equal(stored.chosen.values, pairs.chosen.values.float())
 
@@ -458,7 +461,7 @@ def test_tokenising_killed_half_way_leaves_no_partial_entry(tmp_path, few_review
 
     if (process := os.fork()) == 0:
         write = data_store.write_json
-        data_store.write_json = lambda *args: (write(*args), time.sleep(60))  # the entry is complete but for its name
+        data_store.write_json = lambda *args: (write(*args), time.sleep(60))  # complete but not renamed yet
         sizes()
         os._exit(0)
     until(process, lambda: list((tmp_path / "tokens").glob(".*/manifest.json")))
@@ -466,15 +469,15 @@ def test_tokenising_killed_half_way_leaves_no_partial_entry(tmp_path, few_review
     ended(process)
     assert sizes() == [48]
     (entry,) = (path for path in (tmp_path / "tokens").iterdir() if path.is_dir())
-    assert not entry.name.startswith("."), "what the killed one had begun is removed"
+    assert not entry.name.startswith("."), "the partial entry is removed"
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", CONFIGURATIONS)
 def test_random_kills_change_nothing(start, name):
-    """Thirteen kills a configuration at random moments of a run, caches being built and the export included."""
+    """Thirteen kills per configuration, at random moments from building the caches to the export."""
     began = time.monotonic()
-    whole = kill_and_go_on(start, "whole", CONFIGURATIONS[name], [])
+    whole = run_with_kills(start, "whole", CONFIGURATIONS[name], [])
     seconds, numbers, kills = time.monotonic() - began, random.Random(name), 0
     while kills < 13:
         for used in ("killed", "cache"):
@@ -485,26 +488,26 @@ def test_random_kills_change_nothing(start, name):
             end = time.monotonic() + numbers.uniform(0, seconds)
             until(process, lambda: time.monotonic() > end)  # noqa: B023
             if finished := not running(process):
-                assert ended(process) == 0, said(folder)
+                assert ended(process) == 0, printed(folder)
             else:
                 os.kill(process, signal.SIGKILL)
                 ended(process)
                 kills += 1
         if not finished:
             folder, process = start("killed", *CONFIGURATIONS[name])
-            assert ended(process) == 0, said(folder)
+            assert ended(process) == 0, printed(folder)
         assert result(folder) == result(whole)
 
 
 @pytest.mark.slow
 def test_memory_and_open_files_do_not_grow(tmp_path, few_reviews):
     """5,000 steps with a validation every 500."""
-    seen: list[tuple[int, int]] = []
+    usage: list[tuple[int, int]] = []
 
     class Watch(Callback):
         def on_validation_end(self, *args):
             process = psutil.Process()
-            seen.append((process.memory_info().rss, process.num_fds()))
+            usage.append((process.memory_info().rss, process.num_fds()))
 
     data = PreferenceDataModule(ASSETS / "model", few_reviews, few_reviews, batch_size=4, cache_dir=tmp_path / "tokens")
     policy = LlamaForCausalLM(
@@ -518,7 +521,7 @@ def test_memory_and_open_files_do_not_grow(tmp_path, few_reviews):
     trainer(callbacks=callbacks, plugins=[AtomicCheckpointIO()], logger=[metrics], log_every_n_steps=1, **options).fit(
         module, datamodule=data
     )
-    assert len(seen) == 10 and metrics.file.lines - 1 == 5010
-    memory, files = zip(*seen[2:], strict=True)
+    assert len(usage) == 10 and metrics.file.lines - 1 == 5010
+    memory, files = zip(*usage[2:], strict=True)
     print("MB:", [m >> 20 for m in memory], "files:", files)
     assert max(memory) - memory[0] < 30 << 20 and max(files) <= files[0]

@@ -1,4 +1,4 @@
-"""A job's folder: what is compared, what is captured, and what does not outlive the job."""
+"""A job: what makes it another one, the capture of its output, and its isolation from the next job."""
 
 import os
 import subprocess
@@ -31,24 +31,24 @@ def with_changes(**changes):
     return fingerprint(cfg)
 
 
-def test_where_numbers_go_does_not_make_another_run():
+def test_places_and_names_do_not_make_another_run():
     same = with_changes(output_dir="else", run_name="x", sweep_name="s", logger__wandb__mode="online")
     assert differences(with_changes(), same, "sweep") == []
 
 
-def test_what_makes_another_run_is_named():
+def test_settings_that_make_another_run_are_named():
     other = with_changes(seed=1, optimizer__betas=[0.9, 0.99])
-    told = ["seed 0 -> 1", "optimizer.betas [0.9, 0.95] -> [0.9, 0.99]"]
-    assert differences(with_changes(), other, "sweep") == told
+    changes = ["seed 0 -> 1", "optimizer.betas [0.9, 0.95] -> [0.9, 0.99]"]
+    assert differences(with_changes(), other, "sweep") == changes
     without = {key: value for key, value in with_changes().items() if key != "seed"}
     assert differences(without, with_changes(), "sweep") == ["seed None -> 0"]
 
 
-def test_no_secret_is_kept():
+def test_a_fingerprint_holds_no_secret():
     assert "hunter2" not in str(with_changes())
 
 
-def test_what_a_job_and_its_children_print_is_in_its_log(tmp_path, capfd):
+def test_the_output_of_a_job_and_its_children_is_in_its_log(tmp_path, capfd):
     with job.printed_to(tmp_path / "output.log"):
         print("a line")
         print("an error", file=sys.stderr)
@@ -59,7 +59,7 @@ def test_what_a_job_and_its_children_print_is_in_its_log(tmp_path, capfd):
     assert "".join(capfd.readouterr()).strip() == "afterwards"
 
 
-def test_what_a_job_changes_in_its_process_ends_with_it(monkeypatch):
+def test_changes_of_a_job_to_its_process_end_with_it(monkeypatch):
     monkeypatch.setenv("TEST_KEPT", "1")
     with job.isolated():
         os.environ.update(TEST_KEPT="2", TEST_NEW="1")

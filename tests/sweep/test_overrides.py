@@ -1,4 +1,4 @@
-"""What a sweep's command says: launchers, what varies, and how many jobs that makes."""
+"""The command line of a sweep: launchers, the keys that vary, and the number of jobs."""
 
 import pytest
 from hydra import compose, initialize_config_dir
@@ -21,25 +21,25 @@ def composed(*overrides: str):
         ("submitit_slurm", "hydra_plugins.hydra_submitit_launcher.submitit_launcher.SlurmLauncher"),
     ],
 )
-def test_a_launcher_is_one_key(launcher, target):
+def test_one_key_selects_a_launcher(launcher, target):
     assert composed(f"launcher={launcher}").hydra.launcher._target_ == target
 
 
-def test_an_experiment_is_a_grid_of_which_the_command_line_changes_a_part():
+def test_the_command_line_changes_a_part_of_the_grid_of_an_experiment():
     cfg = composed("experiment=beta_sweep")
     found = overrides.parsed(cfg)
-    assert overrides.varied(found) == {"loss", "beta", "seed"} and overrides.jobs_of(found, cfg) == 2 * 4 * 3
+    assert overrides.varied(found) == {"loss", "beta", "seed"} and overrides.grid_size(found, cfg) == 2 * 4 * 3
     assert cfg.hydra.mode.name == "MULTIRUN" and cfg.hydra.sweep.dir == "outputs/sweeps/beta_sweep"
 
     cfg.hydra.overrides.task += ["seed=0,1", "loss=ipo", "optimizer.lr=1e-3"]
     found = overrides.parsed(cfg)
-    assert overrides.varied(found) == {"beta", "seed"} and overrides.jobs_of(found, cfg) == 4 * 2
+    assert overrides.varied(found) == {"beta", "seed"} and overrides.grid_size(found, cfg) == 4 * 2
 
 
-def test_the_size_of_a_search_or_of_a_glob_is_not_known_before():
+def test_the_size_of_a_search_or_a_glob_is_unknown():
     for cfg, typed in ((composed(), "loss=glob(*)"), (composed(), "beta=interval(0.01,1)")):
         cfg.hydra.overrides.task.append(typed)
         if typed.startswith("beta"):
             cfg.hydra.runtime.choices["hydra/sweeper"] = "optuna"
-        assert overrides.jobs_of(overrides.parsed(cfg), cfg) is None
+        assert overrides.grid_size(overrides.parsed(cfg), cfg) is None
         assert overrides.varied(overrides.parsed(cfg)) == {typed.partition("=")[0]}

@@ -1,4 +1,4 @@
-"""A sweep: what each job has to itself, what all share, and how it goes on after whatever ended it."""
+"""A sweep: what each job has of its own, what the jobs share, and how the same command continues it."""
 
 import json
 import os
@@ -17,14 +17,14 @@ RETURNED: list[float] = []
 
 
 class Returned(Callback):
-    """Keeps what jobs return to Hydra."""
+    """Records what jobs return to Hydra."""
 
     def on_job_end(self, config, job_return, **kwargs):
         RETURNED.append(job_return.return_value)
 
 
 def interrupt(texts: list[str]) -> list[float]:
-    """A scorer during which the user loses patience."""
+    """A scorer during which a signal arrives."""
     os.kill(os.getpid(), int(os.environ["TEST_SIGNAL"]))
     time.sleep(5)
     return [0.0] * len(texts)
@@ -38,7 +38,7 @@ def break_for_seed_1(texts: list[str]) -> list[float]:
 
 @pytest.fixture
 def sweep(command, short):
-    """Runs a sweep named `s` over one optimizer step; returns exit code and everything printed."""
+    """Runs a sweep named `s` with one optimizer step per job; returns the exit code and everything printed."""
     options = [s for s in short if not s.startswith("output_dir")]
     options += ["trainer.max_steps=1", "samples.n=2", "samples.max_new_tokens=2", "logger=csv", "sweep_name=s"]
     return lambda *arguments: command("-m", *options, *arguments)
@@ -57,9 +57,9 @@ def forwards(folder) -> int:
     return sum(json.loads(path.read_text())["reference_forwards"] for path in folder.rglob("summary.json"))
 
 
-def test_a_job_has_a_folder_by_what_varies_its_own_log_and_a_line(sweep, folder):
-    code, said = sweep("loss=dpo,ipo", "seed=choice(3)", "beta=0.5")
-    assert code == 0, said
+def test_a_job_has_a_folder_named_by_its_overrides_a_log_and_a_line_of_progress(sweep, folder):
+    code, output = sweep("loss=dpo,ipo", "seed=choice(3)", "beta=0.5")
+    assert code == 0, output
     names = ["lossdpo-seed3", "lossipo-seed3"]
     assert sorted(p.parent.name for p in folder.glob("*/job.json")) == names
     for name in names:
@@ -68,10 +68,10 @@ def test_a_job_has_a_folder_by_what_varies_its_own_log_and_a_line(sweep, folder)
         assert job["state"] == "done" and job["objective"] == {"name": "val/rewards/accuracies", "value": value}
         assert f"written to {folder / name}" in (folder / name / "output.log").read_text()
         assert "held out" in (folder / name / "output.log").read_text() and (folder / name / "train.log").exists()
-        (line,) = [line for line in said.splitlines() if "done" in line and name in line]
+        (line,) = [line for line in output.splitlines() if "done" in line and name in line]
         assert f"val/rewards/accuracies {value:.4g}   best" in line
-    assert said.count(" s left") == 1 and "written to" not in said, "what jobs print is in their logs"
-    assert (folder / "summary.csv").exists() and "report     outputs/sweeps/s/report.html" in said
+    assert output.count(" s left") == 1 and "written to" not in output, "the output of jobs goes to their logs"
+    assert (folder / "summary.csv").exists() and "report     outputs/sweeps/s/report.html" in output
 
 
 def test_the_reference_runs_once_for_the_whole_sweep(sweep, command, short, folder, tmp_path):
@@ -86,13 +86,13 @@ def test_the_reference_runs_once_for_the_whole_sweep(sweep, command, short, fold
     assert forwards(folder) == forwards(tmp_path / "run") > 0
 
 
-def test_nothing_leaks_from_one_job_into_the_next(sweep, command, short, folder, tmp_path):
-    """The second job, after one that differs in everything it can, writes the bytes that it writes alone."""
+def test_a_job_does_not_affect_the_next_one(sweep, command, short, folder, tmp_path):
+    """The second job, after a very different first one, writes the same bytes as a run of its own."""
     last = ["trainer.max_steps=2", "samples.n=8", "samples.max_new_tokens=8"]
     assert sweep(*last, "loss=bco_pair,dpo", "+trainer.deterministic=true")[0] == 0
     assert command(*short, *last, "logger=csv", "+trainer.deterministic=true")[0] == 0
-    alone, among = ((path / "metrics.csv").read_bytes() for path in (tmp_path / "run", folder / "lossdpo"))
-    assert alone == among
+    single, second = ((path / "metrics.csv").read_bytes() for path in (tmp_path / "run", folder / "lossdpo"))
+    assert single == second
 
 
 def test_a_job_returns_its_objective_to_the_sweeper(sweep, folder):
@@ -103,40 +103,44 @@ def test_a_job_returns_its_objective_to_the_sweeper(sweep, folder):
     assert RETURNED == [summary["metrics"]["val/loss"] for summary in summaries]
 
 
-def test_a_failing_job_stops_no_other_and_is_told_at_the_end(sweep, folder):
-    code, said = sweep("beta=-1,0.1", "seed=0,7")
+def test_a_failing_job_stops_no_other_and_is_listed_at_the_end(sweep, folder):
+    code, output = sweep("beta=-1,0.1", "seed=0,7")
     assert code == 1
     assert [record(folder / f"beta{b}-seed0")["state"] for b in (-1, 0.1)] == ["failed", "done"]
-    told = said.split("2 of 4 jobs failed:")[1]
+    failures = output.split("2 of 4 jobs failed:")[1]
     error = "ConfigError: beta=-1: found -1; allowed: a number in (0, inf)"
-    assert "beta=-1 seed=7" in told and told.count(error) == 2 and f"{folder}/beta-1-seed0/output.log" in told
-    assert "continue with: python -m lightning_dpo.train -m " in told and "sweep_name=s" in told
+    assert (
+        "beta=-1 seed=7" in failures and failures.count(error) == 2 and f"{folder}/beta-1-seed0/output.log" in failures
+    )
+    assert "continue with: python -m lightning_dpo.train -m " in failures and "sweep_name=s" in failures
     assert error in (folder / "beta-1-seed0" / "output.log").read_text()
-    assert "0.1-seed7" in (folder / "summary.csv").read_text(), "the others are compared"
+    assert "0.1-seed7" in (folder / "summary.csv").read_text(), "the other jobs are in the comparison"
 
 
-def test_the_same_command_runs_what_is_not_done(sweep, folder, monkeypatch):
+def test_the_same_command_runs_the_unfinished_jobs(sweep, folder, monkeypatch):
     again = ("seed=0,1", "samples.scorer=tests.sweep.test_sweep.break_for_seed_1")
-    code, said = sweep(*again)
-    assert code == 1 and "RuntimeError: no scorer today" in said and "1 of 2 jobs failed" in said
+    code, output = sweep(*again)
+    assert code == 1 and "RuntimeError: no scorer today" in output and "1 of 2 jobs failed" in output
     monkeypatch.setenv("TEST_REPAIRED", "1")
-    code, said = sweep(*again)
-    assert code == 0 and said.count("] skipped") == 1, said
-    assert "RuntimeError: no scorer today" in (folder / "seed1" / "output.log").read_text(), "logs go on"
+    code, output = sweep(*again)
+    assert code == 0 and output.count("] skipped") == 1, output
+    assert "RuntimeError: no scorer today" in (folder / "seed1" / "output.log").read_text(), (
+        "the log keeps the earlier attempt"
+    )
     assert not list(folder.parent.glob("*.replaced"))
 
 
 def test_finished_jobs_are_skipped_and_changed_ones_are_not(sweep, folder):
     assert sweep("seed=0,1")[0] == 0
     written = (folder / "seed0" / "summary.json").stat().st_mtime_ns
-    code, said = sweep("seed=0,1,2", "logger=csv")
-    assert code == 0 and said.count("] skipped") == 2 and said.count("] running") == 1
+    code, output = sweep("seed=0,1,2", "logger=csv")
+    assert code == 0 and output.count("] skipped") == 2 and output.count("] running") == 1
     assert (folder / "seed0" / "summary.json").stat().st_mtime_ns == written
 
     assert "] skipped" in sweep("seed=0", "trainer.max_time=00:01:00:00", "checkpoint.every_n_steps=7")[1]
 
-    code, said = sweep("seed=0", "optimizer.lr=1e-3")
-    assert code == 0 and "] skipped" not in said
+    code, output = sweep("seed=0", "optimizer.lr=1e-3")
+    assert code == 0 and "] skipped" not in output
     assert "optimizer.lr 0.0006 -> 0.001" in (folder / "seed0" / "train.log").read_text()
     (kept,) = (folder.parent / "s.replaced").iterdir()
     assert (kept / "summary.json").stat().st_mtime_ns == written and record(kept)["config"]["optimizer.lr"] == 0.0006
@@ -144,11 +148,11 @@ def test_finished_jobs_are_skipped_and_changed_ones_are_not(sweep, folder):
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-def test_a_signal_ends_a_sweep_with_its_code_and_the_way_on(sweep, folder, monkeypatch, number):
+def test_a_signal_ends_a_sweep_with_its_exit_code_and_the_command_to_continue(sweep, folder, monkeypatch, number):
     monkeypatch.setenv("TEST_SIGNAL", str(int(number)))
     handler = signal.getsignal(number)
-    code, said = sweep("seed=0,1", "samples.scorer=tests.sweep.test_sweep.interrupt")
-    assert code == 128 + number and "stopped; continue with: python -m lightning_dpo.train -m" in said
+    code, output = sweep("seed=0,1", "samples.scorer=tests.sweep.test_sweep.interrupt")
+    assert code == 128 + number and "stopped; continue with: python -m lightning_dpo.train -m" in output
     assert record(folder / "seed0")["state"] == "stopped" and not (folder / "seed1").exists()
     assert signal.getsignal(number) == handler
 
@@ -156,22 +160,22 @@ def test_a_signal_ends_a_sweep_with_its_code_and_the_way_on(sweep, folder, monke
 def test_a_folder_in_use_is_refused_and_so_is_a_job(sweep, folder):
     (folder / "seed1").mkdir(parents=True)
     with FileLock(folder / ".sweep.lock"):
-        code, said = sweep("seed=0,1")
-        assert code == 2 and "another sweep is running in this folder" in said
+        code, output = sweep("seed=0,1")
+        assert code == 2 and "another sweep is running in this folder" in output
     with FileLock(folder / "seed1" / ".job.lock"):
-        code, said = sweep("seed=0,1")
-        assert code == 1 and "1 of 2 jobs failed" in said and "is running this job" in said
+        code, output = sweep("seed=0,1")
+        assert code == 1 and "1 of 2 jobs failed" in output and "is running this job" in output
     assert record(folder / "seed0")["state"] == "done"
 
 
 def test_two_jobs_of_one_folder_are_refused(sweep, folder):
-    code, said = sweep("seed=0,1", "hydra.sweep.subdir=same")
-    assert code == 1 and "another job of this sweep has the same folder" in said
+    code, output = sweep("seed=0,1", "hydra.sweep.subdir=same")
+    assert code == 1 and "another job of this sweep has the same folder" in output
     assert record(folder / "same")["config"]["seed"] == 0 and record(folder / "same")["state"] == "done"
 
 
 @pytest.mark.parametrize(
-    ("arguments", "said"),
+    ("arguments", "message"),
     [
         (["-m", "beta=0.1,0.5", "output_dir=x"], "output_dir=... in a sweep"),
         (["-m", "beta=0.1,0.5", "run_name=x"], "run_name=... in a sweep"),
@@ -179,39 +183,39 @@ def test_two_jobs_of_one_folder_are_refused(sweep, folder):
         (["-m", "beta=0.1,0.5", "++run_name=x"], "run_name=... in a sweep"),
         (["-m", "beta=0.1,0.5", "hydra.sweep.subdir='${loss._target_}/${beta}'"], "a sweep is one level of folders"),
         (["-m", "beta=0.1,0.5", "resume=a.ckpt"], "resume=a.ckpt in a sweep would start every job from one"),
-        (["-m", "beta=0.1,0.5", "launcher=submitit_slurm"], "there is no sbatch here"),
+        (["-m", "beta=0.1,0.5", "launcher=submitit_slurm"], "sbatch is not installed here"),
         (["-m", "beta=0.1,0.5", "loss=dpo,sft"], "beta"),  # sft has none
         (["sweep_name=x"], "sweep_name=x without a sweep"),
         (["launcher=joblib"], "launcher=joblib without a sweep"),
     ],
 )
-def test_what_cannot_be_together_is_refused_with_a_reason(command, arguments, said, monkeypatch):
+def test_a_contradiction_is_refused_with_a_reason(command, arguments, message, monkeypatch):
     monkeypatch.setattr("shutil.which", lambda _: None)
     code, printed = command(*arguments)
     (line,) = [line for line in printed.splitlines() if line.startswith("error: ")]
-    assert code == 2 and said in line and "Traceback" not in printed
+    assert code == 2 and message in line and "Traceback" not in printed
 
 
 @pytest.mark.slow
 def test_processes_get_the_gpus_in_turn(sweep, folder, monkeypatch):
-    """Two processes, two devices (by name: none is needed); and a failing job comes back from its process."""
+    """Two processes with two devices, by name only; no GPU is needed."""
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "4,7")
     monkeypatch.setenv("OMP_NUM_THREADS", "1")
-    code, said = sweep("seed=0,1", "beta=0.1", "trainer=cpu", "launcher=joblib")
-    assert code == 0, said
+    code, output = sweep("seed=0,1", "beta=0.1", "trainer=cpu", "launcher=joblib")
+    assert code == 0, output
     assert {record(folder / f"seed{n}")["gpus"] for n in (0, 1)} <= {"4", "7"}
-    assert "2 jobs, launcher joblib" in said and said.count("done") == 2
+    assert "2 jobs, launcher joblib" in output and output.count("done") == 2
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-def test_every_job_of_a_stopped_sweep_is_saved_whichever_worker_is_first(short, folder, tmp_path, number):
-    """loky kills the other workers when one has ended; here one job has the longer step to finish."""
+def test_every_job_of_a_stopped_sweep_is_saved_whichever_worker_ends_first(short, folder, tmp_path, number):
+    """loky kills all workers when one exits. Here one job takes much longer to finish its step."""
     options = [o for o in short if not o.startswith(("output_dir", "data.batch_size"))] + ["samples.n=0", "logger=csv"]
     options += ["data.batch_size=1,48", "trainer.max_epochs=2000", "checkpoint.every_n_steps=100000", "data.val=null"]
     line = [sys.executable, "-m", "lightning_dpo.train", "-m", *options, "sweep_name=s", "launcher=joblib"]
     line += ["hydra.launcher.n_jobs=2"]
-    with open(tmp_path / "said", "w") as said:
-        process = subprocess.Popen(line, cwd=tmp_path, stdout=said, stderr=said, start_new_session=True)
+    with open(tmp_path / "output", "w") as file:
+        process = subprocess.Popen(line, cwd=tmp_path, stdout=file, stderr=file, start_new_session=True)
     files = [folder / f"data.batch_size{size}" / "metrics.csv" for size in (1, 48)]
     end = time.monotonic() + 120
     while process.poll() is None and time.monotonic() < end:
@@ -219,9 +223,9 @@ def test_every_job_of_a_stopped_sweep_is_saved_whichever_worker_is_first(short, 
             os.kill(process.pid, number) if number == signal.SIGTERM else os.killpg(process.pid, number)
             break
         time.sleep(0.1)
-    assert process.wait(60) == 128 + number, (tmp_path / "said").read_text()
+    assert process.wait(60) == 128 + number, (tmp_path / "output").read_text()
     for file in files:
         assert record(file.parent)["state"] == "stopped" and (file.parent / "checkpoints" / "last.ckpt").exists()
-    told = (tmp_path / "said").read_text()
-    assert "stopped; continue with:" in told and "jobs failed" not in told
+    output = (tmp_path / "output").read_text()
+    assert "stopped; continue with:" in output and "jobs failed" not in output
     assert not [p for p in psutil.process_iter() if p.ppid() == process.pid], "no worker is left"

@@ -1,4 +1,4 @@
-"""What is in the data, said before training."""
+"""The data report, printed before training."""
 
 from lightning_dpo.data.report.page import ReportOptions, ches_page, data_page, stream_page
 

@@ -1,4 +1,4 @@
-"""CHES of each training pair, on request: which pairs to leave out where the chosen response's probability falls."""
+"""CHES of each training pair, on request: which pairs to remove if chosen log-probabilities fall."""
 
 import csv
 from pathlib import Path
@@ -17,11 +17,10 @@ PIECE = 256
 
 
 def ches_report(model: PreTrainedModel, pairs: PairSet, path: Path) -> dict[str, Any]:
-    """Score every pair, write the scores to the CSV file `path` (source, row, ches), and return what they are like.
+    """Score every pair, write the scores to the CSV file `path` (source, row, ches), and return a summary.
 
-    The score is the length-normalised one, as in the paper's filtering of data: a high one (close to 0, or above) marks
-    two responses that look alike to the model. The file is in the order of the sources; `row` is the line or number of
-    a row there.
+    The score is length-normalised, as in the paper's data filtering. A high one (near 0, or above) marks two responses
+    that look alike to the model. The file keeps the order of the sources; `row` is a line or row number there.
     """
     scores = np.empty(len(pairs), np.float32)
     with open(path, "w", newline="", encoding="utf-8") as file:

@@ -1,79 +1,73 @@
-"""One page about the data: what was read, trained, cut and dropped, and what somebody should look at."""
+"""The facts about the data: rows read, trained, truncated and dropped; lengths, duplicates and examples."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable
+from itertools import groupby
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from transformers import PreTrainedTokenizerBase
 
+from lightning_dpo.data.columns import SIDES
 from lightning_dpo.data.report.advice import warnings
 from lightning_dpo.data.sets import PairSet
 from lightning_dpo.data.tokenize import FLAGS
 
 if TYPE_CHECKING:
     from lightning_dpo.data.module import PreferenceDataModule
+    from lightning_dpo.data.store import TokenisedSource
 
-SIDES = ("prompt", "chosen", "rejected")
 QUANTILES = (0.05, 0.25, 0.5, 0.75, 0.95)
 BINS = 50
+COLORS = {"prompt": "#678", "chosen": "#2a7", "rejected": "#c54"}
 
 
 def data_report(data: PreferenceDataModule) -> dict[str, Any]:
-    """Everything about the data that a run knows before training, as plain JSON values.
+    """Everything about the data that is known before training, as plain JSON values.
 
-    `rows` are records of the sources; a ranked list is one row and gives several pairs. The pairs read are those
-    trained, held out and dropped. Lengths are tokens, after cutting. Memory grows by some 8-byte numbers a pair.
+    `rows` are records; a ranked list is one row that gives several pairs. The pairs read are those trained, held out
+    and dropped. Lengths are in tokens, after truncation. Memory grows by a few 8-byte numbers per pair.
     """
     sets = data.sets()
-    sources = _sources(data)
+    sources = [_source(name, part) for name, part in data.tokenised_sources()]
+    dropped = sum(sum(s["dropped"].values()) + sum(s["bad"].values()) for s in sources)
     report: dict[str, Any] = {
         "pairs": {
-            "read": sum(s["pairs"] + sum(s["dropped"].values()) + sum(s["bad"].values()) for s in sources),
+            "read": sum(s["pairs"] for s in sources) + dropped,
             **{name: len(pairs) for name, pairs in sets.items()},
-            "dropped": sum(sum(s["dropped"].values()) + sum(s["bad"].values()) for s in sources),
+            "dropped": dropped,
         },
         "sources": sources,
         "sets": {name: describe(pairs) for name, pairs in sets.items()},
         "shared_with_train": {},
     }
     if data.train_pairs is not None:
-        shared = {name: overlap(data.train_pairs, pairs) for name, pairs in data.val_sets.items()}
-        report["shared_with_train"] = shared
+        report["shared_with_train"] = {name: overlap(data.train_pairs, val) for name, val in data.val_sets.items()}
         report["examples"] = [marked(data.tokenizer, data.train_pairs, i) for i in range(min(3, len(data.train_pairs)))]
     report["warnings"] = warnings(report)
     return report
 
 
-def _sources(data: PreferenceDataModule) -> list[dict[str, Any]]:
-    seen, rows = set(), []
-    for name, pairs in data.sets().items():
-        for part in pairs.parts:
-            if id(part) in seen:
-                continue
-            seen.add(id(part))
-            rows.append(
-                {
-                    "path": part.source.path,
-                    "set": name,
-                    "weight": part.source.weight,
-                    "rows": part.manifest["records"],
-                    "pairs": len(part),
-                    "dropped": part.manifest["dropped"],
-                    "bad": part.manifest["bad_kinds"],
-                    "bad_rows": [f"{part.source.where(b.number)}: {b.field} {b.message}" for b in part.bad],
-                    "tokens_cut": part.manifest["tokens_cut"],
-                }
-            )
-    return rows
+def _source(name: str, part: TokenisedSource) -> dict[str, Any]:
+    return {
+        "path": part.source.path,
+        "set": name,
+        "weight": part.source.weight,
+        "rows": part.manifest["records"],
+        "pairs": len(part),
+        "dropped": part.manifest["dropped"],
+        "bad": part.manifest["bad_kinds"],
+        "bad_rows": [f"{part.source.where(b.number)}: {b.field} {b.message}" for b in part.bad],
+        "tokens_cut": part.manifest["tokens_cut"],
+    }
 
 
 def describe(pairs: PairSet) -> dict[str, Any]:
     """Counts, lengths and duplicates of one set."""
-    per_prompt = np.unique(_hashes(pairs, _prompt), return_counts=True)[1]
-    ordered, unordered = (len(np.unique(_hashes(pairs, kind))) for kind in (_pair, _pair_either_way))
+    per_prompt = np.unique(_hashes(pairs, "prompt"), return_counts=True)[1]
+    ordered, unordered = (len(np.unique(_hashes(pairs, kind))) for kind in ("pair", "pair in either order"))
     flags = np.zeros(len(FLAGS), np.int64)
     for piece in pairs.columns("flags"):
         flags += [int((piece >> bit & 1).sum()) for bit in range(len(FLAGS))]
@@ -94,37 +88,32 @@ def _mix(values: np.ndarray) -> np.ndarray:
     return values ^ (values >> np.uint64(29))
 
 
-def _prompt(p, c, r):
-    return p
+HASHES: dict[str, Callable[..., np.ndarray]] = {
+    "prompt": lambda p, c, r: p,
+    "pair": lambda p, c, r: _mix(_mix(p) + c) + r,
+    "pair in either order": lambda p, c, r: _mix(_mix(p) + np.minimum(c, r)) + np.maximum(c, r),
+}
+"""Hashes of a pair, computed from those of its prompt, chosen and rejected."""
 
 
-def _pair(p, c, r):
-    return _mix(_mix(p) + c) + r
-
-
-def _pair_either_way(p, c, r):
-    return _mix(_mix(p) + np.minimum(c, r)) + np.maximum(c, r)
-
-
-def _hashes(pairs: PairSet, kind: Callable[..., np.ndarray]) -> np.ndarray:
-    """A hash of each pair, made of those of its prompt, chosen and rejected: 8 bytes each."""
+def _hashes(pairs: PairSet, kind: str) -> np.ndarray:
+    """A hash of each pair, 8 bytes each."""
     columns = zip(*(pairs.columns(f"{side}_hash") for side in SIDES), strict=True)
-    return np.concatenate([np.empty(0, np.uint64), *(kind(*hashes) for hashes in columns)])
+    return np.concatenate([np.empty(0, np.uint64), *(HASHES[kind](*hashes) for hashes in columns)])
 
 
 def overlap(train: PairSet, other: PairSet) -> dict[str, int]:
-    """Distinct prompts, and distinct pairs in either order, that stand in both sets."""
-    kinds = {"prompts": _prompt, "pairs": _pair_either_way}
+    """Numbers of distinct prompts, and of distinct pairs in either order, that are in both sets."""
+    kinds = {"prompts": "prompt", "pairs": "pair in either order"}
     return {name: len(np.intersect1d(_hashes(train, kind), _hashes(other, kind))) for name, kind in kinds.items()}
 
 
 def _lengths(pieces: Iterable[np.ndarray]) -> dict[str, Any]:
     counts = np.zeros(1, np.int64)
     for piece in pieces:
-        added = np.bincount(piece)
-        small, large = sorted((counts, added), key=len)
-        large[: len(small)] += small
-        counts = large
+        added = np.bincount(piece, minlength=len(counts))
+        added[: len(counts)] += counts
+        counts = added
     total = counts.cumsum()
     tokens = np.arange(len(counts))
     edges = np.linspace(0, len(counts), min(BINS, len(counts)) + 1)
@@ -141,7 +130,7 @@ def _lengths(pieces: Iterable[np.ndarray]) -> dict[str, Any]:
 
 
 def _longer_wins(pairs: PairSet) -> dict[str, float]:
-    """How often the chosen response is the longer one; the accuracy of "the longer one wins" takes a tie as 1/2."""
+    """How often the chosen response is the longer one. `accuracy` is that of preferring it, where a tie counts 1/2."""
     longer = equal = 0
     for chosen, rejected in zip(pairs.columns("chosen_lengths"), pairs.columns("rejected_lengths"), strict=True):
         longer += int((chosen > rejected).sum())
@@ -151,36 +140,26 @@ def _longer_wins(pairs: PairSet) -> dict[str, float]:
 
 
 def marked(tokenizer: PreTrainedTokenizerBase, pairs: PairSet, position: int, limit: int = 300) -> dict[str, str]:
-    """One training pair decoded, trained tokens between « and »; long parts lose their middle."""
-    batch, decode = pairs.select([position]), tokenizer.decode
-    shown = {
-        "where": pairs.where(position),
-        "prompt": _short(str(decode(batch.prompt.row(0).tolist())), limit),
-    }
+    """One training pair decoded, with trained tokens between « and ». Long parts lose their middle."""
+    batch = pairs.select([position])
+
+    def text(ids: list[int]) -> str:
+        decoded = str(tokenizer.decode(ids))
+        return decoded if len(decoded) <= limit else f"{decoded[: limit // 2]} […] {decoded[-limit // 2 :]}"
+
+    shown = {"where": pairs.where(position), "prompt": text(batch.prompt.row(0).tolist())}
     for side, mask in zip(("chosen", "rejected"), batch.trained or (None, None), strict=True):
         ids = getattr(batch, side).row(0).tolist()
         trained = [True] * len(ids) if mask is None else mask.row(0).bool().tolist()
-        shown[side] = "".join(
-            f"«{_short(str(decode(part)), limit)}»" if on else _short(str(decode(part)), limit)
-            for on, part in _grouped(ids, trained)
-        )
+        shown[side] = ""
+        for is_trained, group in groupby(zip(ids, trained, strict=True), key=lambda token: token[1]):
+            part = text([token for token, _ in group])
+            shown[side] += f"«{part}»" if is_trained else part
     return shown
 
 
-def _grouped(ids: list[int], trained: list[bool]) -> Iterator[tuple[bool, list[int]]]:
-    start = 0
-    for i in range(1, len(ids) + 1):
-        if i == len(ids) or trained[i] != trained[start]:
-            yield trained[start], ids[start:i]
-            start = i
-
-
-def _short(text: str, limit: int) -> str:
-    return text if len(text) <= limit else f"{text[: limit // 2]} […] {text[-limit // 2 :]}"
-
-
 def plot_lengths(report: dict[str, Any], path: Path) -> None:
-    """Histograms of the lengths of each set, as a PNG."""
+    """Draw histograms of each set's lengths as a PNG."""
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(9, 2.6 * len(report["sets"])), layout="constrained")
@@ -188,12 +167,7 @@ def plot_lengths(report: dict[str, Any], path: Path) -> None:
     for row, (name, described) in zip(axes, report["sets"].items(), strict=True):
         for axis, side in zip(row, SIDES, strict=True):
             histogram = described["lengths"][side]["histogram"]
-            axis.stairs(
-                histogram["pairs"],
-                histogram["edges"],
-                fill=True,
-                color={"chosen": "#2a7", "rejected": "#c54"}.get(side, "#678"),
-            )
+            axis.stairs(histogram["pairs"], histogram["edges"], fill=True, color=COLORS[side])
             axis.set_title(f"{name}: {side} (median {described['lengths'][side]['q50']})", fontsize=10)
             axis.set_xlabel("tokens")
     for row in axes:

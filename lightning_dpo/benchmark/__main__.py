@@ -39,11 +39,11 @@ def _arguments() -> argparse.Namespace:
                         "or a .jsonl file with prompt, chosen and rejected as text")  # fmt: skip
     parser.add_argument("--pairs", type=_positive, help="pairs per batch (8)")
     parser.add_argument("--batches", type=_positive, help="number of batches (20)")
-    parser.add_argument("--dtype", default="float32", choices=["float32", "bfloat16"], help="weights (float32)")
+    parser.add_argument("--dtype", default="float32", choices=["float32", "bfloat16"], help="weights' dtype (float32)")
     parser.add_argument("--threads", type=_positive, default=1, help="torch threads on a CPU (1)")
     parser.add_argument("--quick", action="store_true", help=f"{QUICK['batches']} batches of {QUICK['pairs']} pairs on "
                         f"the shape {QUICK['model']}: under two minutes on two cores")  # fmt: skip
-    parser.add_argument("--out", type=Path, default=Path("outputs/benchmark"), help="folder (%(default)s)")
+    parser.add_argument("--out", type=Path, default=Path("outputs/benchmark"), help="output folder (%(default)s)")
     args = parser.parse_args()
     for name, value in (QUICK if args.quick else {"model": "small", "pairs": 8, "batches": 20}).items():
         if getattr(args, name) is None:

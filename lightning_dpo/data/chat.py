@@ -76,8 +76,7 @@ class Chat:
         return text, [(len(start), len(end)) for start, end in zip(starts, ends, strict=True)]
 
     def _ended(self, messages: Messages) -> str:
-        text = self.render(messages)
-        end = self.end_of_turn
+        text, end = self.render(messages), self.end_of_turn
         if not text.endswith(end.printed):
             raise BadRow(
                 "template", f"the chat template ends this row with {printable(text[-20:])}, others with {end.printed!r}"
@@ -99,9 +98,7 @@ class Chat:
 
     def render(self, messages: Messages, **options) -> str:
         if not self.tokenizer.chat_template:
-            raise DataError(
-                "the rows are chats, but the tokenizer has no chat template; type data.chat_template=FILE (Jinja)"
-            )
+            raise DataError("rows are chats, but the tokenizer has no template; type data.chat_template=FILE (Jinja)")
         if self._prints_day and self.date is None:
             raise DataError(
                 "the chat template prints the current day (strftime_now), so the same command would train on other "

@@ -21,11 +21,7 @@ def split_dialogue(chosen: str, rejected: str) -> Row:
     shared = len(os.path.commonprefix([chosen, rejected]))
     end = chosen.rfind(HH_ASSISTANT, 0, shared)
     if end < 0:
-        raise BadRow(
-            "mixture",
-            f"the dialogues share no beginning that ends in {HH_ASSISTANT!r}, so there is no prompt",
-            "chosen",
-        )
+        raise BadRow("mixture", f"no shared beginning ends in {HH_ASSISTANT!r}, so there is no prompt", "chosen")
     end += len(HH_ASSISTANT)
     return Row(chosen[:end], turns_of(chosen[end:], "chosen"), turns_of(rejected[end:], "rejected"))
 

@@ -119,9 +119,7 @@ def _conversations(prompt: str | Messages | None, chosen: Response, rejected: Re
     for field, side in sides.items():
         if not side or side[0]["role"] != "assistant":
             found = f"the {side[0]['role']}'s turn" if side else "nothing"
-            raise BadRow(
-                "mixture", f"found {found} after the {shared} shared messages, expected the assistant's", field
-            )
+            raise BadRow("mixture", f"found {found} after {shared} shared messages, expected the assistant's", field)
     if not messages:
         raise BadRow("mixture", "the conversations share no message at the start, so there is no prompt", "chosen")
     if isinstance(prompt, str) and messages[-1]["content"].strip() != prompt.strip():

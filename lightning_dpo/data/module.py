@@ -39,8 +39,7 @@ class PreferenceDataModule(L.LightningDataModule):
         max_tokens: prompt, chosen and rejected tokens per micro-batch and rank, at most; None: no limit.
         max_length: longest prompt + response, tokens. A longer response is truncated on the right. A pair whose prompt
             alone fills it is dropped and counted. None: no limit.
-        max_prompt_length: longest prompt, tokens. A longer one is truncated on the left, after the system message.
-            None: no limit.
+        max_prompt_length: longest prompt, tokens. Truncated on the left, after the system message. None: no limit.
         turns: which assistant turns of a multi-turn response are trained.
         ranked: which pairs a ranked list of responses gives.
         columns: names of the fields prompt, chosen, rejected, responses, ranks, scores; None ignores a field.
@@ -106,9 +105,7 @@ class PreferenceDataModule(L.LightningDataModule):
         self.stream_counts: Counter = Counter()
         """Outcomes of the rows that training has read from a stream: pairs, and the reasons of dropped rows."""
         if streaming and isinstance(val, float):
-            raise DataError(
-                f"data.val={val} with data.streaming=true: a stream cannot be split by prompt; name a source"
-            )
+            raise DataError(f"data.val={val} with data.streaming=true: a stream cannot be split by prompt; name a file")
         if streaming and max_tokens:
             raise DataError(
                 f"data.max_tokens={max_tokens} with data.streaming=true: lengths are known only as a stream is read; "
@@ -183,8 +180,8 @@ class PreferenceDataModule(L.LightningDataModule):
         order.set_epoch(self._epoch)
         if self.max_tokens and (parts := [weight for weight in weights if weight % 1]):
             raise DataError(
-                f"data.max_tokens={self.max_tokens} with a weight of {parts[0]} in data.train: batches are formed once for "
-                "all epochs, but a fraction of a source differs by epoch; use whole weights"
+                f"data.max_tokens={self.max_tokens} with a weight of {parts[0]} in data.train: batches are formed once "
+                "for all epochs, but a fraction of a source differs by epoch; use whole weights"
             )
         return self._loader(self.train_pairs, order, self._batches)
 

@@ -1,9 +1,9 @@
 """Streams, for sources larger than the disk: rows are tokenised and batched during training, and nothing is kept."""
 
 import random
-from collections import Counter, deque
+from collections import Counter
 from collections.abc import Iterator, Sequence
-from itertools import chain, islice
+from itertools import islice
 from typing import Any
 
 import torch
@@ -54,11 +54,12 @@ class PairStream(IterableDataset):
 
     def __iter__(self) -> Iterator[PairBatch]:
         """Batches. The last of an epoch may be smaller. `rows_used` of each is the stream's position after it."""
-        rows, used = self._order(), self.skip_rows
-        deque(islice(rows, used), maxlen=0)
+        rows = self._order()
+        for _ in islice(rows, self.skip_rows):
+            pass
         self.counts = Counter()
         held = None  # the last batch also counts the rows after it
-        for batch in self._batches(rows, used):
+        for batch in self._batches(rows, self.skip_rows):
             if held is not None:
                 yield held
             held = batch
@@ -131,9 +132,9 @@ class PairStream(IterableDataset):
                 yield row
 
     def _passes(self, source: Source) -> Iterator[tuple[str, Item]]:
-        whole, part = int(source.weight), source.weight % 1
-        yield from chain.from_iterable(self._read(source, 1.0) for _ in range(whole))
-        if part:
+        for _ in range(int(source.weight)):
+            yield from self._read(source, 1.0)
+        if part := source.weight % 1:
             yield from self._read(source, part)
 
     def _read(self, source: Source, share: float) -> Iterator[tuple[str, Item]]:

@@ -47,7 +47,7 @@ def main() -> None:
 
 
 def build(out: Path, seed: int, sft_steps: int = SFT_STEPS, pairs: tuple[int, int] = (TRAIN_PAIRS, VAL_PAIRS)) -> None:
-    """Write `model/`, `train.jsonl` and `val.jsonl` into `out`; `pairs` for training and validation."""
+    """Write `model/`, `train.jsonl` and `val.jsonl` into `out`; `pairs`: numbers of training and validation pairs."""
     tokenizer = make_tokenizer()
     model = supervised(tokenizer, seed, sft_steps)
     model.save_pretrained(out / "model")

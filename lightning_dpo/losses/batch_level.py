@@ -1,6 +1,6 @@
 r"""Losses whose value for a pair depends on the other pairs of the batch: a step must be one micro-batch on one rank.
 
-Each [pair], summed over tokens, nats: u = log π(chosen)/π_ref(chosen), v = log π(rejected)/π_ref(rejected), h = u - v.
+Shape [pair], summed over tokens, nats: u = log π(chosen)/π_ref(chosen), v = log π(rejected)/π_ref(rejected), h = u - v.
 """
 
 import math

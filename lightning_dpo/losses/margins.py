@@ -1,6 +1,6 @@
 r"""DPO with a term added to its gap, or with another gap.
 
-Each [pair], summed over tokens, nats: u = log π(chosen)/π_ref(chosen), v = log π(rejected)/π_ref(rejected), h = u - v.
+Shape [pair], summed over tokens, nats: u = log π(chosen)/π_ref(chosen), v = log π(rejected)/π_ref(rejected), h = u - v.
 """
 
 from torch.nn.functional import logsigmoid

@@ -1,6 +1,6 @@
 r"""Other functions of a pair's log-ratio gap, and other divergences than the reverse KL.
 
-Each [pair], summed over tokens, nats: u = log π(chosen)/π_ref(chosen), v = log π(rejected)/π_ref(rejected), h = u - v.
+Shape [pair], summed over tokens, nats: u = log π(chosen)/π_ref(chosen), v = log π(rejected)/π_ref(rejected), h = u - v.
 """
 
 import math

@@ -1,6 +1,6 @@
 r"""Losses with a term for each of the two responses, beside their gap or instead of it.
 
-Each [pair], summed over tokens, nats: u = log π(chosen)/π_ref(chosen), v = log π(rejected)/π_ref(rejected), h = u - v.
+Shape [pair], summed over tokens, nats: u = log π(chosen)/π_ref(chosen), v = log π(rejected)/π_ref(rejected), h = u - v.
 """
 
 import torch

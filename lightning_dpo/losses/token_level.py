@@ -1,6 +1,6 @@
 r"""Losses that use the values of single tokens. Each declares what it needs, and the scorer computes only that.
 
-Each [pair], summed over tokens, nats: u = log π(chosen)/π_ref(chosen), v = log π(rejected)/π_ref(rejected), h = u - v.
+Shape [pair], summed over tokens, nats: u = log π(chosen)/π_ref(chosen), v = log π(rejected)/π_ref(rejected), h = u - v.
 """
 
 from typing import Annotated

@@ -1,6 +1,6 @@
 """Losses that need no reference, and do not use one if there is one.
 
-Each [pair]: S = log π(response) in nats, n its number of tokens, a = S/n.
+Shape [pair]: S = log π(response) in nats, n its number of tokens, a = S/n.
 """
 
 import torch
@@ -90,7 +90,7 @@ def orpo(logps: PairLogps, *, lam: NonNegative = 0.1) -> PairLoss:
             authors' code it covers the prompt as well by default.
 
     The value where a policy equals its reference depends on the policy. The rewards are λ a, the margin is the log odds
-    ratio. The odds of a response with a > -1e-6 are those at -1e-6, without gradient.
+    ratio. log(1 - e^a) is constant above a = -1e-6, so that the odds of a certain response are finite.
 
     References: Hong, Lee and Thorne 2024 (arXiv 2403.07691).
     """

@@ -128,8 +128,8 @@ def _numbered(path: Path) -> list[tuple[float, str]]:
 def differing(runs: list[Run]) -> list[str]:
     """The keys whose values differ between runs.
 
-    Of keys that change together (beta, loss.beta) only the first. A key that some runs lack, such as a parameter of
-    another loss, is compared between those that have it.
+    Of keys that change together (beta, loss.beta), only the first is listed. A key that some runs lack, such as a
+    parameter of another loss, is compared between the runs that have it.
     """
     values: dict[str, list[str | None]] = {}
     for key in {key: None for run in runs for key in run.config}:

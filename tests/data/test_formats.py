@@ -1,4 +1,4 @@
-"""Every recognised shape of a record becomes the same kind of row."""
+"""Every recognised format of a record becomes the same kind of row."""
 
 import pytest
 
@@ -40,7 +40,7 @@ def only(**record) -> Row:
             dict(chosen=[USER, FOUR, MORE, FOUR], rejected=[USER, FOUR, MORE, FIVE]),
             Row([USER, FOUR, MORE], "4", "5"),
         ),
-        "conversations that part early": (
+        "conversations that diverge early": (
             dict(chosen=[USER, FOUR, MORE, FOUR], rejected=[USER, FIVE]),
             Row([USER], [FOUR, MORE, FOUR], "5"),
         ),
@@ -55,7 +55,7 @@ def only(**record) -> Row:
             ),
             Row("\n\nHuman: a\n\nAssistant: b\n\nHuman: c\n\nAssistant:", " d", " e"),
         ),
-        "HH dialogues that part early": (
+        "HH dialogues that diverge early": (
             dict(
                 chosen="\n\nHuman: a\n\nAssistant: b\n\nHuman: c\n\nAssistant: d",
                 rejected="\n\nHuman: a\n\nAssistant: x",
@@ -102,19 +102,19 @@ def test_columns_map_names_and_null_ignores_a_field():
     assert parse(record, Format(columns=columns)) == [Row("q", "a", "b")]
 
 
-def test_weight_and_margin_come_from_the_columns_that_are_named():
+def test_weight_and_margin_come_from_the_configured_columns():
     record = dict(prompt="q", chosen="a", rejected="b", w=2, m=-0.5)
     assert parse(record, Format(weight_column="w", margin_column="m")) == [Row("q", "a", "b", weight=2.0, margin=-0.5)]
 
 
 @pytest.mark.parametrize(("column", "value"), [("w", -1), ("w", "2"), ("w", None), ("w", True), ("m", float("inf"))])
-def test_a_weight_or_margin_that_is_no_number_is_refused(column, value):
+def test_a_weight_or_margin_that_is_not_a_number_is_refused(column, value):
     record = dict(prompt="q", chosen="a", rejected="b", **{"w": 1, "m": 0, column: value})
     with pytest.raises(BadRow, match="expected a number in"):
         parse(record, Format(weight_column="w", margin_column="m"))
 
 
-def test_pairs_that_say_nothing_are_dropped_with_a_reason():
+def test_pairs_without_a_preference_are_dropped_with_a_reason():
     reasons = [
         parse(dict(prompt="q", chosen=c, rejected=r), Format())[0] for c, r in (("a", "a"), ("", "b"), ("a", ""))
     ]

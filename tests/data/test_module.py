@@ -1,4 +1,4 @@
-"""PreferenceDataModule alone: files in, ragged batches out."""
+"""PreferenceDataModule by itself: files in, ragged batches out."""
 
 import json
 
@@ -31,19 +31,19 @@ def order(data: PreferenceDataModule, epoch: int) -> list[int]:
 
 
 def test_the_order_is_a_function_of_seed_and_epoch(reviews, few_reviews):
-    def made(**options):
+    def make(**options):
         data = PreferenceDataModule(reviews / "model", few_reviews, **options)
         data.setup()
         return data
 
-    assert order(made(seed=1), 0) == order(made(seed=1), 0)
-    assert order(made(seed=1), 0) != order(made(seed=1), 1)
-    assert order(made(seed=1), 0) != order(made(seed=2), 0)
-    assert order(made(shuffle=False), 3) == list(range(48))
-    assert order(made(seed=1, num_workers=2), 0) == order(made(seed=1), 0)
+    assert order(make(seed=1), 0) == order(make(seed=1), 0)
+    assert order(make(seed=1), 0) != order(make(seed=1), 1)
+    assert order(make(seed=1), 0) != order(make(seed=2), 0)
+    assert order(make(shuffle=False), 3) == list(range(48))
+    assert order(make(seed=1, num_workers=2), 0) == order(make(seed=1), 0)
 
 
-def test_training_sees_every_row_once_an_epoch_each_epoch_in_its_own_order(reviews, few_reviews):
+def test_training_sees_every_row_once_per_epoch_in_a_new_order(reviews, few_reviews):
     class Seen(L.LightningModule):
         def __init__(self):
             super().__init__()
@@ -65,18 +65,18 @@ def test_training_sees_every_row_once_an_epoch_each_epoch_in_its_own_order(revie
     assert sorted(first) == sorted(second) == list(range(48)) and first != second
 
 
-def test_validation_is_a_file_a_share_of_the_prompts_or_nothing(reviews, few_reviews):
+def test_validation_is_a_file_a_fraction_of_the_prompts_or_nothing(reviews, few_reviews):
     none = PreferenceDataModule(reviews / "model", few_reviews)
     none.setup()
     assert none.val_sets == {} and none.val_dataloader() == []
     file = PreferenceDataModule(reviews / "model", few_reviews, val=few_reviews)
     file.setup()
     assert len(file.val_sets["val"]) == 48
-    share = PreferenceDataModule(reviews / "model", few_reviews, val=0.2)
-    share.setup()
-    prompts = {name: set(distinct(pairs)) for name, pairs in share.sets().items()}
+    split = PreferenceDataModule(reviews / "model", few_reviews, val=0.2)
+    split.setup()
+    prompts = {name: set(distinct(pairs)) for name, pairs in split.sets().items()}
     assert not prompts["train"] & prompts["val"]
-    assert len(share.train_pairs) + len(share.val_sets["val"]) == 48
+    assert len(split.train_pairs) + len(split.val_sets["val"]) == 48
 
 
 def distinct(pairs):
@@ -92,14 +92,14 @@ def test_named_validation_sets_keep_their_names(reviews, few_reviews, tmp_path):
     assert len(data.val_dataloader()) == 2
 
 
-def test_a_chat_template_comes_as_text_or_as_a_file(reviews, tmp_path):
+def test_a_chat_template_is_text_or_a_file(reviews, tmp_path):
     template = "{% for m in messages %}{{ m.content }} {% endfor %}"
     (tmp_path / "t.jinja").write_text(template)
     rows = tmp_path / "chat.jsonl"
     rows.write_text(json.dumps(dict(prompt=[{"role": "user", "content": "plot"}], chosen="music", rejected="cast")))
     batches = []
-    for given in (template, str(tmp_path / "t.jinja")):
-        data = PreferenceDataModule(reviews / "model", rows, chat_template=given)
+    for value in (template, str(tmp_path / "t.jinja")):
+        data = PreferenceDataModule(reviews / "model", rows, chat_template=value)
         data.setup()
         batches.append(data.train_pairs.select([0]))
     assert torch.equal(batches[0].chosen.values, batches[1].chosen.values)

@@ -1,6 +1,6 @@
-"""Every odd row or file is refused by name, dropped and counted, warned about, or trained: a table of cases.
+"""A table of unusual rows and files: each is refused, dropped and counted, trained with a warning, or trained.
 
-Each case stands as line 2 of a file between two good rows. `refused` names file, line, field and what is allowed.
+Each case is line 2 of a file, between two good rows. The errors name file, line, field and what is allowed.
 """
 
 import gzip
@@ -45,8 +45,8 @@ REFUSED = {
     "cut off between fields": (b'{"prompt": "a",', "not JSON: .* cut off"),
     "single quotes": (b"{'prompt': 'a', 'chosen': 'b', 'rejected': 'c'}", "JSON takes double quotes"),
     "trailing comma": (b'{"prompt": "a", "chosen": "b", "rejected": "c",}', "not JSON: .* at column"),
-    "two objects in a line": (row() + b" " + row(), "two objects in one line"),
-    "a list": (b"[1, 2]", "found a list, expected an object .*named .json"),
+    "two objects in a line": (row() + b" " + row(), "two objects on one line"),
+    "a list": (b"[1, 2]", "found a list, expected an object .*one list .json"),
     "a number": (b"3", "found a number, expected an object"),
     "a text": (b'"a"', "found a text, expected an object"),
     "null": (b"null", "found null, expected an object"),
@@ -54,14 +54,14 @@ REFUSED = {
     "no JSON at all": (b"hello", "not JSON: Expecting value at column 1"),
     "nested without end": (b'{"a":' * 100_000, "nested too deeply|not JSON"),
     "a number of 5,000 digits": (row(x=1).replace(b'"x": 1', b'"x": ' + b"1" * 5000), "a number has too many digits"),
-    "a duplicate key that is no text": (b'{"\\ud800": 1, "\\ud800": 2}', "the key stands twice"),
+    "a duplicate key that is no text": (b'{"\\ud800": 1, "\\ud800": 2}', "the key appears twice"),
     "control characters in a key": (row(chosen="absent", **{"chos\x1b[0men": "x"}), r"columns.chosen=chos\\x1b\[0men"),
-    "duplicate key": (b'{"prompt": "a", "prompt": "b", "chosen": "c"}', "'prompt': the key stands twice"),
+    "duplicate key": (b'{"prompt": "a", "prompt": "b", "chosen": "c"}', "'prompt': the key appears twice"),
     # encoding
     "not UTF-8": (row(chosen="x").replace(b'"x"', b'"\xff"'), "byte .* is not UTF-8"),
     "Latin-1": (row(chosen="x").replace(b'"x"', "é".encode("latin-1")), "is not UTF-8"),
-    "lone surrogate": (row(chosen="x").replace(b'"x"', b'"\\ud800"'), "'chosen': half a surrogate pair"),
-    "lone surrogate in a message": (chat([USER], [BOT], "x").replace(b'"x"', b'"\\udc00"'), "half a surrogate pair"),
+    "lone surrogate": (row(chosen="x").replace(b'"x"', b'"\\ud800"'), "'chosen': unpaired surrogate"),
+    "lone surrogate in a message": (chat([USER], [BOT], "x").replace(b'"x"', b'"\\udc00"'), "unpaired surrogate"),
     # fields
     "prompt is missing": (row(prompt="absent"), "field 'prompt' is missing; found 'chosen', 'rejected'"),
     "chosen is missing": (row(chosen="absent"), "field 'chosen' is missing"),
@@ -84,32 +84,32 @@ REFUSED = {
     "content is null": (chat([{"role": "user", "content": None}], "b", "c"), "content is null, expected a text"),
     "content is missing": (chat([{"role": "user"}], "b", "c"), "content is null"),
     "content is a list of parts": (chat([{**USER, "content": [{"type": "text"}]}], "b", "c"), "content is a list"),
-    "tool calls": (chat([USER], [{**BOT, "tool_calls": [{"name": "f"}]}], "c"), "tool_calls: not supported"),
+    "tool calls": (chat([USER], [{**BOT, "tool_calls": [{"name": "f"}]}], "c"), "tool_calls is not supported"),
     "no messages": (chat([], "b", "c"), "'prompt': the list of messages is empty"),
     "no messages in chosen": (chat([USER], [], "c"), "'chosen': the list of messages is empty"),
-    "only a system message": (chat([SYSTEM], "b", "c"), "the last message is the system's, so nothing is asked"),
+    "only a system message": (chat([SYSTEM], "b", "c"), "so there is nothing to respond to"),
     "response by the user": (chat([USER], [USER], "c"), "begins with the user's message; expected the assistant's"),
     "response ends with the user": (chat([USER], [BOT, USER], "c"), "ends with the user's message"),
     # mixtures
     "text prompt, messages": (row(chosen=[BOT], rejected=[OTHER]), "the conversations share no message at the start"),
-    "text beside a conversation": (talk([USER, BOT], "c"), "found a text, and the other fields hold messages"),
-    "prompt is not the last message": (chat("scene", [USER, BOT], [USER, OTHER]), "not the last message which both"),
-    "nothing shared": (talk([USER, BOT], [ASK, OTHER]), "expected the assistant's turn"),
-    "users differ after a turn": (talk([USER, BOT, USER, BOT], [USER, BOT, ASK, BOT]), "the user's; expected"),
+    "text beside a conversation": (talk([USER, BOT], "c"), "found a text, but the other fields hold messages"),
+    "prompt is not the last message": (chat("scene", [USER, BOT], [USER, OTHER]), "not the last message that both"),
+    "nothing shared": (talk([USER, BOT], [ASK, OTHER]), "found the user's turn after 0 shared messages, expected the"),
+    "users differ after a turn": (talk([USER, BOT, USER, BOT], [USER, BOT, ASK, BOT]), "user's turn after 2 shared"),
     "two formats at once": (ranked(chosen="a", rejected="b"), "data.columns.responses=null"),
-    "dialogues share nothing": (talk(HH + " b", HH.replace("plot", "cast") + " d"), "share no beginning"),
+    "dialogues share nothing": (talk(HH + " b", HH.replace("plot", "cast") + " d"), "no shared beginning ends in"),
     "dialogue ends with the human": (talk(HH + " a\n\nHuman: x", HH + " b"), "ends with the human's turn"),
     "two human turns": (talk(HH + " a\n\nHuman: x\n\nHuman: y\n\nAssistant: z", HH + " b"), "two turns in a row"),
     "one dialogue, one text": (talk(HH + " a", "b"), "field 'prompt' is missing"),
     # ranked lists
     "ranked without a prompt": (ranked(prompt="absent"), "'prompt' is missing beside the responses"),
-    "neither ranks nor scores": (ranked(ranks="absent"), "needs ranks or scores"),
-    "both ranks and scores": (ranked(scores=[1, 2, 3]), "needs ranks or scores, one of them"),
+    "neither ranks nor scores": (ranked(ranks="absent"), "needs either ranks or scores"),
+    "both ranks and scores": (ranked(scores=[1, 2, 3]), "needs either ranks or scores; found .*ranks.*scores"),
     "ranks of another length": (ranked(ranks=[1, 2]), "2 ranks for 3 responses"),
     "a rank that is a text": (ranked(ranks=["1", "2", "3"]), "'ranks': found '1', expected numbers"),
     "a rank beyond all numbers": (ranked(ranks=[1, 10**400, 2]), "'ranks': found .*, expected numbers"),
     "a pair beside a list": (row(responses=["a", "b"], ranks=[1, 2]), "'responses': found chosen/rejected"),
-    "thoughts": (chat([USER], [{**BOT, "reasoning_content": "hm"}], [OTHER]), "reasoning_content: not supported"),
+    "thoughts": (chat([USER], [{**BOT, "reasoning_content": "hm"}], [OTHER]), "reasoning_content is not supported"),
     "a dialogue that the responses repeat": (
         row(prompt=HH, chosen=HH + " plot", rejected=HH + " cast"),
         "both responses repeat the whole dialogue .*data.columns.prompt=null",
@@ -117,7 +117,7 @@ REFUSED = {
     "a rank that is not a number": (ranked(ranks=[1, float("nan"), 2]), "found nan, expected numbers"),
     "one response": (ranked(responses=["a"], ranks=[1]), "a list of two or more"),
     "a response that is null": (ranked(responses=[" plot", None, " cast"]), r"responses\[1\].*found null"),
-    # what a terminal would obey
+    # control characters
     "control characters": (chat([{"role": "\x1b[31m", "content": "a"}], "b", "c"), r"role '\\x1b\[31m'"),
 }  # fmt: skip
 
@@ -129,17 +129,17 @@ DROPPED = {
     "empty rejected": (row(rejected=""), "empty"),
     "all ranks equal": (ranked(ranks=[1, 1, 1]), "no_preference"),
     "prompt longer than the budget": (row(prompt="plot " * 60), "prompt_too_long"),
-    "alike once cut": (row(chosen=" plot" * 60 + " a", rejected=" plot" * 60 + " b"), "identical_after_cut"),
+    "alike after truncation": (row(chosen=" plot" * 60 + " a", rejected=" plot" * 60 + " b"), "identical_after_cut"),
 }
 
 WARNED = {
-    "the other way round": (row(chosen=GOOD["rejected"], rejected=GOOD["chosen"]), "also stand the other way round"),
+    "swapped": (row(chosen=GOOD["rejected"], rejected=GOOD["chosen"]), "also appear with chosen and rejected swapped"),
     "a duplicate": (row(), "exact duplicates"),
-    "cut response": (row(chosen=" plot" * 60), "have no end token"),
-    "special token in text": (row(chosen=" plot </s> cast"), "spell a special token"),
+    "truncated response": (row(chosen=" plot" * 60), "responses are truncated"),
+    "special token in text": (row(chosen=" plot </s> cast"), "spell out a special token"),
     "a prompt that the responses repeat": (
         row(prompt="plot :", chosen="plot : witty", rejected="plot : dull"),
-        "begin with the whole prompt",
+        "both responses repeat the prompt",
     ),
     "no space": (row(prompt="review of a plot", chosen="music plot", rejected="music cast"), "runs into the response"),
 }
@@ -147,7 +147,7 @@ WARNED = {
 TRAINED = {
     "blank line": (b"  ", 2),
     "extra fields": (row(index=5, reference="x", weight=-3, note=None), 3),
-    "an extra field that is no number": (row(score=float("nan")), 3),
+    "an extra field that is not a number": (row(score=float("nan")), 3),
     "unicode": (row(chosen=" \u2028 é 😀 \x00"), 3),
     "CRLF": (row() + b"\r", 3),
     "messages with other keys": (chat([{**USER, "name": "x", "tool_calls": None}], [BOT], [OTHER]), 3),
@@ -188,11 +188,11 @@ def test_the_table_is_long():
 
 @pytest.mark.parametrize("name", REFUSED)
 def test_refused(name, read, tmp_path):
-    case, said = REFUSED[name]
-    with pytest.raises(DataError, match=f"(?s)rows.jsonl:2:.*({said}).*data.on_bad_row=drop") as error:
+    case, message = REFUSED[name]
+    with pytest.raises(DataError, match=f"(?s)rows.jsonl:2:.*({message}).*data.on_bad_row=drop") as error:
         read(case)
     assert str(error.value).replace("\n", "").isprintable()
-    assert not list((tmp_path / "tokens").glob("*/manifest.json")), "nothing is kept of a refused source"
+    assert not list((tmp_path / "tokens").glob("*/manifest.json")), "a refused source leaves no entry"
 
 
 @pytest.mark.parametrize("name", REFUSED)
@@ -201,7 +201,7 @@ def test_a_refused_row_can_be_dropped_and_is_counted(name, read):
     report = data_report(data)
     assert report["pairs"] == {"read": 3, "train": 2, "dropped": 1}
     assert sum(report["sources"][0]["bad"].values()) == 1 and "rows.jsonl:2" in report["sources"][0]["bad_rows"][0]
-    assert any("1 bad rows left out" in warning for warning in report["warnings"])
+    assert any("1 bad rows dropped" in warning for warning in report["warnings"])
 
 
 @pytest.mark.parametrize("name", DROPPED)
@@ -214,9 +214,9 @@ def test_dropped(name, read):
 
 @pytest.mark.parametrize("name", WARNED)
 def test_warned(name, read):
-    case, said = WARNED[name]
-    assert any(said in warning for warning in data_report(read(case))["warnings"])
-    assert not any(said in warning for warning in data_report(read(row(chosen=" clever plot")))["warnings"])
+    case, message = WARNED[name]
+    assert any(message in warning for warning in data_report(read(case))["warnings"])
+    assert not any(message in warning for warning in data_report(read(row(chosen=" clever plot")))["warnings"])
 
 
 @pytest.mark.parametrize("name", TRAINED)
@@ -226,16 +226,16 @@ def test_trained(name, read):
 
 
 @pytest.mark.parametrize(
-    ("case", "said"),
+    ("case", "message"),
     [
         (row(w=10**400), "rows.jsonl:2: field 'w': found 1000.*expected a number in"),
         (row(), "rows.jsonl:2: field 'w': the field is missing; found 'prompt', 'chosen', 'rejected'"),
     ],
 )
-def test_a_weight_is_a_number(case, said, tokenizer, tmp_path):
+def test_a_weight_is_a_number(case, message, tokenizer, tmp_path):
     (tmp_path / "rows.jsonl").write_bytes(row(w=1) + b"\n" + case)
     data = PreferenceDataModule(tokenizer, tmp_path / "rows.jsonl", weight_column="w", cache_dir=tmp_path / "tokens")
-    with pytest.raises(DataError, match=said):
+    with pytest.raises(DataError, match=message):
         data.setup()
 
 
@@ -247,7 +247,7 @@ def test_a_field_is_named_as_in_the_file(columns, read):
 
 
 def test_rows_that_the_chat_template_refuses_are_all_counted(tokenizer, tmp_path):
-    """Also those of the chunks that are only parsed, after the first bad one."""
+    """Chunks after the first bad row are only parsed, and still counted."""
     bad = chat([USER, {"role": "tool", "content": "x"}], "music", "cast") + b"\n"
     (tmp_path / "rows.jsonl").write_bytes(bad * 2500)
     refuses = "{% for m in messages %}{% if m.role == 'tool' %}{{ raise_exception('no') }}{% endif %}{% endfor %}"
@@ -268,14 +268,14 @@ def test_all_bad_rows_are_counted_by_kind_and_the_first_is_named(read):
 
 
 @pytest.mark.parametrize(
-    ("content", "name", "said"),
+    ("content", "name", "message"),
     [
         (b"", "rows.jsonl", "the file is empty"),
         (b"\n \n", "rows.jsonl", "holds no rows"),
         (json.dumps(GOOD).encode("utf-16"), "rows.jsonl", "UTF-16; save it as UTF-8"),
         (json.dumps(GOOD).encode("utf-16-le"), "rows.jsonl", "UTF-16"),
         (gzip.compress(row(), mtime=0), "rows.jsonl", "compressed by gzip; rename it to rows.jsonl.gz"),
-        (row(), "rows.jsonl.gz", "no gzip; rename it to rows.jsonl"),
+        (row(), "rows.jsonl.gz", "not compressed by gzip; rename it to rows.jsonl"),
         (gzip.compress(row() * 99, mtime=0)[:60], "rows.jsonl.gz", "damaged gzip"),
         (b"PAR0 nothing", "rows.parquet", "not a Parquet file"),
         (b"PAR1 nothing", "rows.parquet", "not a readable Parquet file"),
@@ -285,28 +285,28 @@ def test_all_bad_rows_are_counted_by_kind_and_the_first_is_named(read):
         (b"[" + row() + b"\n " + row() + b"]", "rows.json", "rows.json:1: not JSON: expected a comma"),
         (b"[" + row() + b",]", "rows.json", "not JSON"),
         (b"[" + row() + b"] {}", "rows.json", "nothing after it"),
-        (b'[\n{"prompt": "a", "prompt": "b"}]', "rows.json", "rows.json:2: field 'prompt': the key stands twice"),
+        (b'[\n{"prompt": "a", "prompt": "b"}]', "rows.json", "rows.json:2: field 'prompt': the key appears twice"),
     ],
 )
-def test_a_file_that_cannot_be_read_has_its_own_message(content, name, said, tokenizer, tmp_path):
+def test_a_file_that_cannot_be_read_has_its_own_message(content, name, message, tokenizer, tmp_path):
     (tmp_path / name).write_bytes(content)
-    with pytest.raises(DataError, match=said):
+    with pytest.raises(DataError, match=message):
         PreferenceDataModule(tokenizer, tmp_path / name, cache_dir=tmp_path / "tokens").setup()
 
 
-def test_a_path_that_does_not_exist_names_its_like(tokenizer, tmp_path):
+def test_a_path_that_does_not_exist_suggests_a_similar_name(tokenizer, tmp_path):
     (tmp_path / "train.jsonl").write_bytes(row())
-    for given, said in (
+    for path, message in (
         (tmp_path / "trian.jsonl", "no such file .did you mean .*train.jsonl"),
-        (tmp_path, "a folder that `datasets` did not save"),
+        (tmp_path, "not a folder saved by `datasets`"),
         ("org/name", "a hub data set needs a split"),
         ("nothing.jsonl", "no such file"),
     ):
-        with pytest.raises(DataError, match=said):
-            PreferenceDataModule(tokenizer, given, cache_dir=tmp_path / "tokens").setup()
+        with pytest.raises(DataError, match=message):
+            PreferenceDataModule(tokenizer, path, cache_dir=tmp_path / "tokens").setup()
 
 
-def test_a_bom_and_a_missing_last_newline_are_fine(tokenizer, tmp_path):
+def test_a_bom_and_a_missing_last_newline_are_accepted(tokenizer, tmp_path):
     (tmp_path / "rows.jsonl").write_bytes(b"\xef\xbb\xbf" + row() + b"\r\n\n" + row(chosen=" witty cast"))
     data = PreferenceDataModule(tokenizer, tmp_path / "rows.jsonl", cache_dir=tmp_path / "tokens")
     data.setup()

@@ -1,4 +1,4 @@
-"""Mixtures: each pair as often per epoch as its source's weight says, and a run goes on where it stopped."""
+"""Mixtures: a source's weight is its passes per epoch, and a run resumes at the next batch."""
 
 import time
 from collections import Counter
@@ -19,7 +19,7 @@ def epoch(order: EpochSampler, number: int) -> list[int]:
 
 @pytest.mark.parametrize("shuffle", [True, False])
 @pytest.mark.parametrize("weight", [0.5, 1.0, 1.5, 2.0, 3.0])
-def test_over_two_epochs_every_pair_is_seen_twice_its_weight(weight, shuffle):
+def test_two_epochs_see_every_pair_twice_its_weight(weight, shuffle):
     order = EpochSampler([40, 10], [weight, 1.0], seed=3, shuffle=shuffle)
     seen = Counter(epoch(order, 0) + epoch(order, 1))
     assert {seen[i] for i in range(40)} == {2 * weight} and {seen[i] for i in range(40, 50)} == {2}
@@ -37,7 +37,7 @@ def test_without_shuffle_rows_keep_the_order_of_sources_and_rows():
     assert half == sorted(half)
 
 
-def test_a_small_share_still_takes_a_row():
+def test_a_small_weight_still_takes_a_row():
     assert len(EpochSampler([3], [0.01], 0, True)) == 1
 
 
@@ -77,28 +77,28 @@ def two_epochs(loader) -> list[list]:
 
 @pytest.mark.parametrize("options", [{}, {"streaming": True}, {"max_tokens": 200}], ids=str)
 @pytest.mark.parametrize("workers", [0, 1])
-def test_a_run_goes_on_with_the_batches_that_it_had_not_taken(mixture, options, workers):
+def test_a_run_resumes_with_the_batches_that_it_has_not_taken(mixture, options, workers):
     whole, following = two_epochs(mixture(**options, seed=5).train_dataloader())
     stopped = mixture(**options, seed=5)
     for _, batch in zip(range(3), stopped.train_dataloader(), strict=False):
         stopped.used(batch, epoch=0)
-    goes_on = mixture(**options, seed=5, num_workers=workers)
-    goes_on.load_state_dict(stopped.state_dict())
-    rest, next_epoch = two_epochs(goes_on.train_dataloader())
+    resumed = mixture(**options, seed=5, num_workers=workers)
+    resumed.load_state_dict(stopped.state_dict())
+    rest, next_epoch = two_epochs(resumed.train_dataloader())
     assert len(whole) >= 8 and rest == whole[3:] and next_epoch == following != whole
 
 
-def test_a_later_epoch_goes_on_in_its_own_order(mixture):
+def test_a_later_epoch_resumes_in_its_own_order(mixture):
     data = mixture()
     loader = data.train_dataloader()
     loader.sampler.set_epoch(2)
     whole = [batch.index.tolist() for batch in loader]
-    goes_on = mixture()
-    goes_on.load_state_dict({"epoch": 2, "batches": 5, "rows_used": 0, "stream_counts": {}})
-    assert [batch.index.tolist() for batch in goes_on.train_dataloader()] == whole[5:]
+    resumed = mixture()
+    resumed.load_state_dict({"epoch": 2, "batches": 5, "rows_used": 0, "stream_counts": {}})
+    assert [batch.index.tolist() for batch in resumed.train_dataloader()] == whole[5:]
 
 
-def test_a_budget_of_tokens_fills_batches_and_takes_each_pair_as_often_as_its_weight_says(mixture):
+def test_a_token_budget_fills_batches_and_keeps_the_weights(mixture):
     data = mixture(max_tokens=200, seed=2)
     loader = data.train_dataloader()
     epochs = []
@@ -117,7 +117,7 @@ def test_a_budget_of_tokens_fills_batches_and_takes_each_pair_as_often_as_its_we
         assert len(batch) == 4 or tokens[batch].sum() + tokens[following[0]] > 200
 
 
-def test_a_budget_of_tokens_that_cannot_be_kept_is_refused(mixture, few_reviews, reviews):
+def test_a_token_budget_that_cannot_be_kept_is_refused(mixture, few_reviews, reviews):
     most = int(mixture().train_pairs.tokens().max())
     with pytest.raises(DataError, match=rf"[ab].jsonl:\d+ has {most} tokens .* type data.max_tokens={most}"):
         mixture(max_tokens=most - 1).train_dataloader()
@@ -125,12 +125,12 @@ def test_a_budget_of_tokens_that_cannot_be_kept_is_refused(mixture, few_reviews,
         mixture(max_tokens=200, streaming=True)
     data = PreferenceDataModule(reviews / "model", [{"path": str(few_reviews), "weight": 0.5}], max_tokens=500)
     data.setup()
-    with pytest.raises(DataError, match="give whole weights"):
+    with pytest.raises(DataError, match="use whole weights"):
         data.train_dataloader()
 
 
-def test_a_batch_is_put_together_in_a_millisecond(reviews):
-    """The median of 50 batches of 8 pairs, with what their sequences share."""
+def test_a_batch_is_collated_in_a_millisecond(reviews):
+    """The median of 50 batches of 8 pairs, including `sharing`."""
     data = PreferenceDataModule(reviews / "model", reviews / "train.jsonl", batch_size=8)
     data.setup()
     loader, times = data.train_dataloader(), []
@@ -138,11 +138,11 @@ def test_a_batch_is_put_together_in_a_millisecond(reviews):
         start = time.perf_counter()
         loader.collate_fn(positions)
         times.append(time.perf_counter() - start)
-    assert sorted(times)[25] < 2e-3  # 0.5 ms when the machine is idle; a busy machine is given room
+    assert sorted(times)[25] < 2e-3  # 0.5 ms on an idle machine; the rest is room for a busy one
 
 
 @pytest.mark.parametrize("val", [0.1, None])
-def test_a_source_that_gives_no_pair_to_a_side_is_left_out_there(reviews, few_reviews, tmp_path, val):
+def test_a_source_may_give_no_pair_to_one_side_of_a_split(reviews, few_reviews, tmp_path, val):
     (tmp_path / "one.jsonl").write_text(few_reviews.read_text().splitlines()[0])
     (tmp_path / "none.jsonl").write_text('{"prompt": "plot", "chosen": " cast", "rejected": " cast"}')
     train = [str(few_reviews), str(tmp_path / "one.jsonl"), str(tmp_path / "none.jsonl")]
@@ -153,14 +153,14 @@ def test_a_source_that_gives_no_pair_to_a_side_is_left_out_there(reviews, few_re
     assert sum(len(batch) for loader in loaders for batch in loader) == 49
 
 
-def test_a_set_without_a_pair_says_what_became_of_the_rows(reviews, tmp_path):
+def test_a_set_without_pairs_is_refused_with_the_reasons(reviews, tmp_path):
     (tmp_path / "none.jsonl").write_text('{"prompt": "plot", "chosen": " cast", "rejected": " cast"}')
     data = PreferenceDataModule(reviews / "model", tmp_path / "none.jsonl", val=0.1, cache_dir=tmp_path / "tokens")
-    with pytest.raises(DataError, match="no pair is left of the rows; dropped: {'identical': 1}"):
+    with pytest.raises(DataError, match="no usable pairs; dropped: {'identical': 1}"):
         data.setup()
 
 
 @pytest.mark.parametrize("options", [dict(on_bad_row="Stop"), dict(turns="All"), dict(val=-0.1), dict(ranked="best")])
-def test_python_too_is_told_what_is_allowed(reviews, few_reviews, options):
+def test_arguments_from_python_are_checked_too(reviews, few_reviews, options):
     with pytest.raises(ArgumentError, match="allowed"):
         PreferenceDataModule(reviews / "model", few_reviews, **options)

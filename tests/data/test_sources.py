@@ -51,7 +51,7 @@ def test_every_kind_of_source_gives_the_same_pairs(made, reviews, few_reviews, n
 
 
 @pytest.mark.parametrize(
-    ("given", "options", "said"),
+    ("entries", "options", "message"),
     [
         ([], {}, "the list is empty"),
         ([{"path": "rows.parquet", "wieght": 2}], {}, "unknown wieght; a source has path, weight"),
@@ -65,10 +65,10 @@ def test_every_kind_of_source_gives_the_same_pairs(made, reviews, few_reviews, n
         ("rows.parquet", {"revision": "main"}, "data.revision=main: only a hub data set"),
     ],
 )
-def test_what_a_source_cannot_honour_is_refused(made, given, options, said, monkeypatch):
+def test_what_a_source_cannot_honour_is_refused(made, entries, options, message, monkeypatch):
     monkeypatch.chdir(made)
-    with pytest.raises(DataError, match=said):
-        sources(given, "data.train", **options)
+    with pytest.raises(DataError, match=message):
+        sources(entries, "data.train", **options)
 
 
 def test_a_weight_of_validation_is_refused(few_reviews, reviews):
@@ -77,10 +77,10 @@ def test_a_weight_of_validation_is_refused(few_reviews, reviews):
         data.setup()
 
 
-def test_a_saved_folder_of_splits_names_them(made, reviews):
-    for split, said in ((None, "split=None; the folder holds train, test"), ("dev", "split=dev; the folder holds")):
+def test_an_unknown_split_of_a_saved_folder_is_refused(made, reviews):
+    for split, message in ((None, "split=None; the folder holds train, test"), ("dev", "split=dev; the folder holds")):
         data = PreferenceDataModule(reviews / "model", [{"path": str(made / "splits"), "split": split}])
-        with pytest.raises(DataError, match=said):
+        with pytest.raises(DataError, match=message):
             data.setup()
     data = PreferenceDataModule(reviews / "model", str(made / "saved"), split="train")
     with pytest.raises(DataError, match="would be ignored; the folder holds one data set"):
@@ -97,7 +97,7 @@ def test_a_hub_id_takes_subset_split_and_revision(few_reviews, monkeypatch):
     assert asked == [(("org/name", "en"), {"split": "train", "revision": "abc", "streaming": False})]
 
 
-def test_what_the_hub_library_says_becomes_one_line(monkeypatch):
+def test_an_error_of_the_hub_library_becomes_one_line(monkeypatch):
     def fail(*_, **__):
         raise ConnectionError("Couldn't reach 'org/name' on the Hub\nTraceback")
 

@@ -1,4 +1,4 @@
-"""Tokenised sources are found by what changes them and by nothing else; several processes give the same entry."""
+"""Tokenised sources are found by what changes their tokens, and several processes write the same entry."""
 
 import json
 from functools import partial
@@ -19,7 +19,7 @@ TEMPLATE = "{% for m in messages %}{{ m.content }} {% endfor %}"
 
 @pytest.fixture
 def entries(tmp_path, reviews):
-    """Set up a data module and say how many entries the store then has."""
+    """Sets up a data module and returns the number of entries in the store."""
 
     def entries(train, **options) -> int:
         data = PreferenceDataModule(
@@ -31,7 +31,7 @@ def entries(tmp_path, reviews):
     return entries
 
 
-def test_a_second_run_reads_what_the_first_has_written(entries, few_reviews, tmp_path, monkeypatch):
+def test_a_second_run_reads_the_entry_of_the_first(entries, few_reviews, tmp_path, monkeypatch):
     assert entries(few_reviews) == 1
     monkeypatch.setattr(columns.RowEncoder, "__call__", lambda *_: pytest.fail("tokenised again"))
     same = tmp_path / "same content, other name.jsonl"
@@ -50,7 +50,7 @@ def test_a_second_run_reads_what_the_first_has_written(entries, few_reviews, tmp
         dict(chat_template=TEMPLATE),
     ],
 )
-def test_whatever_changes_the_tokens_makes_another_entry(entries, few_reviews, options):
+def test_an_option_that_changes_the_tokens_makes_another_entry(entries, few_reviews, options):
     assert entries(few_reviews) == 1
     assert entries(few_reviews, **options) == 2
 
@@ -65,8 +65,8 @@ def test_another_text_or_tokenizer_makes_another_entry(entries, few_reviews, tmp
     assert len(list((tmp_path / "tokens").glob("*/manifest.json"))) == 3
 
 
-def test_the_entry_of_a_source_is_the_same_whichever_others_have_one(reviews, few_reviews, tmp_path):
-    """Encoding one source leaves its marks in the tokenizer; a run killed between two sources found other names."""
+def test_the_entry_of_a_source_does_not_depend_on_other_sources(reviews, few_reviews, tmp_path):
+    """Encoding a source changes settings of the tokenizer, which must not change the key of the next source."""
     second = tmp_path / "second.jsonl"
     second.write_text("".join(few_reviews.read_text().splitlines(keepends=True)[:5]))
 
@@ -91,7 +91,7 @@ def test_a_damaged_entry_is_written_again(entries, few_reviews, tmp_path, damage
     assert (folder / "chosen.bin").stat().st_size > 0
 
 
-def test_an_interrupted_tokenisation_leaves_nothing(entries, few_reviews, tmp_path, monkeypatch):
+def test_an_interrupted_tokenisation_leaves_no_entry(entries, few_reviews, tmp_path, monkeypatch):
     monkeypatch.setattr(columns.RowEncoder, "__call__", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
     with pytest.raises(KeyboardInterrupt):
         entries(few_reviews)
@@ -110,7 +110,7 @@ def test_several_processes_write_the_same_bytes(reviews, tmp_path, monkeypatch):
     assert all(a.read_bytes() == b.read_bytes() for a, b in zip(one, two, strict=True))
 
 
-def test_what_is_written_to_a_batch_does_not_reach_the_store(reviews, few_reviews):
+def test_writing_to_a_batch_does_not_change_the_store(reviews, few_reviews):
     data = PreferenceDataModule(reviews / "model", few_reviews)
     data.setup()
     (stored,) = data.train_pairs.parts
@@ -136,7 +136,7 @@ def test_weights_margins_and_masks_travel_with_their_pairs(reviews, tmp_path):
     assert torch.equal(batch.trained_lengths()[1], batch.rejected.lengths)
 
 
-def test_read_is_trained_and_held_out_and_dropped(reviews, few_reviews, tmp_path):
+def test_pairs_read_are_those_trained_held_out_and_dropped(reviews, few_reviews, tmp_path):
     lines = few_reviews.read_text().splitlines()
     same = json.dumps(dict(prompt="plot", chosen="cast", rejected="cast"))
     (tmp_path / "rows.jsonl").write_text("\n".join([*lines, same, "broken", lines[0]]))
@@ -146,7 +146,7 @@ def test_read_is_trained_and_held_out_and_dropped(reviews, few_reviews, tmp_path
     assert counted["read"] == 51 == counted["train"] + counted["val"] + counted["dropped"] and counted["dropped"] >= 2
 
 
-def test_a_run_that_refuses_a_row_leaves_the_entry_to_those_that_drop_it(reviews, few_reviews, tmp_path, caplog):
+def test_a_run_that_refuses_bad_rows_keeps_the_entry_of_a_run_that_drops_them(reviews, few_reviews, tmp_path, caplog):
     (tmp_path / "rows.jsonl").write_text(few_reviews.read_text() + "broken\n")
     make = partial(PreferenceDataModule, reviews / "model", tmp_path / "rows.jsonl", cache_dir=tmp_path / "tokens")
     drops = make(on_bad_row="drop")
@@ -164,6 +164,6 @@ def test_a_file_that_changes_while_it_is_read_is_not_kept(entries, few_reviews, 
         return read(self, streaming)
 
     monkeypatch.setattr(Source, "chunks", changed)
-    with pytest.raises(DataError, match="has changed while it was read"):
+    with pytest.raises(DataError, match="changed while it was read"):
         entries(few_reviews)
     assert not list((tmp_path / "tokens").glob("*/manifest.json"))

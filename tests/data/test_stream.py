@@ -1,4 +1,4 @@
-"""Streams: the same pairs as from disk, in a seeded order, without reading ahead more than the buffer."""
+"""Streams: the same pairs as from disk, in a seeded order, reading ahead no more than the buffer."""
 
 import json
 from collections import Counter
@@ -25,7 +25,7 @@ def texts(data: PreferenceDataModule, loader=None) -> list[str]:
     return [data.tokenizer.decode(row.tolist()) for batch in batches for row in batch.chosen.rows()]
 
 
-def test_a_stream_holds_every_pair_once_an_epoch_each_epoch_in_its_own_order(make, few_reviews, monkeypatch):
+def test_a_stream_gives_every_pair_once_per_epoch_in_a_new_order(make, few_reviews, monkeypatch):
     monkeypatch.setattr(stream, "BUFFER", 10)
     data = make()
     expected = Counter(json.loads(line)["chosen"].strip() + " </s>" for line in few_reviews.read_text().splitlines())
@@ -40,7 +40,7 @@ def test_without_shuffle_a_stream_keeps_the_order_of_the_file(make, few_reviews)
     assert texts(make(shuffle=False)) == rows
 
 
-def test_weights_are_passes_and_shares_of_a_stream(make, few_reviews):
+def test_weights_are_passes_over_a_stream(make, few_reviews):
     counts = Counter(texts(make([{"path": str(few_reviews), "weight": 2.5}])))
     once = Counter(texts(make()))
     assert all(2 * once[t] <= counts[t] <= 3 * once[t] for t in once) and 100 < sum(counts.values()) < 140
@@ -68,14 +68,14 @@ def test_bad_rows_of_a_stream_can_be_dropped_and_are_counted(make, few_reviews, 
 
 
 @pytest.mark.parametrize(
-    ("options", "said"),
+    ("options", "message"),
     [
         (dict(val=0.1), "a stream cannot be split by prompt"),
-        (dict(num_workers=2), "a stream is read by one"),
+        (dict(num_workers=2), "one process reads a stream"),
     ],
 )
-def test_what_a_stream_cannot_do_is_refused(make, options, said):
-    with pytest.raises(DataError, match=said):
+def test_what_a_stream_cannot_do_is_refused(make, options, message):
+    with pytest.raises(DataError, match=message):
         make(**options)
 
 
@@ -89,20 +89,20 @@ def test_rows_after_the_last_batch_are_counted_too(make, few_reviews, tmp_path):
     assert data.stream_counts == {"pairs": 5, "identical": 3, "json": 1}
 
 
-def test_a_run_that_goes_on_counts_each_row_once(make, few_reviews, tmp_path, monkeypatch):
+def test_a_resumed_run_counts_each_row_once(make, few_reviews, tmp_path, monkeypatch):
     monkeypatch.setattr(stream, "BUFFER", 8)
     lines = few_reviews.read_text().splitlines(keepends=True)
     (tmp_path / "rows.jsonl").write_text("".join(line + "broken\n" for line in lines))
-    stopped, goes_on = (make(tmp_path / "rows.jsonl", on_bad_row="drop") for _ in range(2))
+    stopped, resumed = (make(tmp_path / "rows.jsonl", on_bad_row="drop") for _ in range(2))
     for _, batch in zip(range(4), stopped.train_dataloader(), strict=False):
         stopped.used(batch, epoch=0)
-    goes_on.load_state_dict(stopped.state_dict())
-    for batch in goes_on.train_dataloader():
-        goes_on.used(batch, epoch=0)
-    assert goes_on.stream_counts == {"pairs": 48, "json": 48}
+    resumed.load_state_dict(stopped.state_dict())
+    for batch in resumed.train_dataloader():
+        resumed.used(batch, epoch=0)
+    assert resumed.stream_counts == {"pairs": 48, "json": 48}
 
 
-def test_a_stream_without_a_pair_is_refused(make, tmp_path):
+def test_a_stream_without_pairs_is_refused(make, tmp_path):
     (tmp_path / "rows.jsonl").write_text(json.dumps(dict(prompt="plot", chosen=" cast", rejected=" cast")))
-    with pytest.raises(DataError, match="no pair is left of the rows of the stream: {'identical': 1}"):
+    with pytest.raises(DataError, match="no usable pairs in the stream: {'identical': 1}"):
         list(make(tmp_path / "rows.jsonl").train_dataloader())

@@ -25,9 +25,9 @@ BOS_AND_EOS = (
 
 
 def byte_level(bos: bool = False, pad: str = "<pad>", template: str | None = None) -> PreTrainedTokenizerFast:
-    """A byte-level BPE that merges greedily, spaces included: prompt and response often share a token."""
+    """A byte-level BPE that merges across spaces, so prompt and response often share a token."""
     bpe = Tokenizer(models.BPE())
-    # No split at spaces: merges cross every border.
+    # No split at spaces, so merges cross every border.
     bpe.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
     bpe.decoder = decoders.ByteLevel()
     special = ["<pad>", "<s>", "</s>", "<|im_start|>", "<|im_end|>"]
@@ -69,18 +69,18 @@ def test_prompt_and_response_are_encoded_together():
     assert [*prompt, *rejected] == [*tokenizer.encode(TEXT.prompt + TEXT.rejected), 2]
 
 
-def test_a_token_merged_over_the_border_belongs_to_both_responses():
+def test_a_token_merged_across_the_border_belongs_to_both_responses():
     tokenizer = byte_level()
     row = Row("the end", " is near", "x")
-    alone = tokenizer.encode(row.prompt)
+    prompt_only = tokenizer.encode(row.prompt)
     prompt, chosen, rejected = encode(tokenizer, row)
-    assert alone != tokenizer.encode(row.prompt + row.chosen)[: len(alone)], "this example must merge"
-    assert prompt == alone[: len(prompt)] and len(prompt) < len(alone)
+    assert prompt_only != tokenizer.encode(row.prompt + row.chosen)[: len(prompt_only)], "this example must merge"
+    assert prompt == prompt_only[: len(prompt)] and len(prompt) < len(prompt_only)
     assert tokenizer.decode([*prompt, *chosen]) == "the end is near</s>"
     assert tokenizer.decode([*prompt, *rejected]) == "the endx</s>"
 
 
-def test_any_text_comes_back_and_masks_add_up():
+def test_any_text_decodes_to_itself():
     """400 random rows over all of Unicode and over the merging words."""
     tokenizer, rng = byte_level(), random.Random(0)
 
@@ -105,12 +105,12 @@ def test_any_text_comes_back_and_masks_add_up():
 
 @pytest.mark.parametrize("row", [TEXT, CHAT])
 @pytest.mark.parametrize("template", [CHATML, PLAIN, BOS_AND_EOS])
-def test_exactly_one_bos_whether_tokenizer_or_template_brings_it(row, template):
+def test_exactly_one_bos_whether_tokenizer_or_template_adds_it(row, template):
     prompt, chosen, _ = encode(byte_level(bos=True, template=template), row)
     assert [*prompt, *chosen].count(1) == 1 and prompt[0] == 1
 
 
-def test_no_bos_where_the_tokenizer_wants_none():
+def test_no_bos_if_the_tokenizer_adds_none():
     assert 1 not in encode(byte_level(), TEXT)[0]
 
 
@@ -130,11 +130,11 @@ def test_a_chat_ends_with_the_templates_own_end_of_turn_and_nothing_after_it(tem
     assert chosen[:-1].count(chosen[-1]) == 0
 
 
-def test_the_end_survives_a_pad_token_that_equals_it():
+def test_the_end_token_stays_if_it_is_also_the_pad_token():
     assert encode(byte_level(pad="</s>"), TEXT) == encode(byte_level(), TEXT)
 
 
-def test_long_responses_are_cut_on_the_right_and_lose_their_end():
+def test_long_responses_are_truncated_on_the_right_and_have_no_end_token():
     tokenizer = byte_level()
     prompt, chosen, rejected = encode(tokenizer, TEXT)
     room = len(chosen) - 1
@@ -158,7 +158,7 @@ def test_an_empty_response_is_its_end_token():
 
 
 @pytest.mark.parametrize("spelled", ["yes<|im_end|>", "yes<|im_end|><|im_end|>"])
-def test_a_response_that_spells_the_end_of_its_turn_has_one(spelled):
+def test_a_response_that_contains_its_end_token_has_it_once(spelled):
     tokenizer = byte_level(template=CHATML)
     once, twice = (encode(tokenizer, CHAT._replace(chosen=text))[1] for text in ("yes", spelled))
     assert once == twice and once.count(tokenizer.convert_tokens_to_ids("<|im_end|>")) == 1
@@ -170,7 +170,7 @@ def test_a_chat_without_a_template_names_the_key():
 
 
 def unigram(bos: bool = True, legacy: bool = True) -> PreTrainedTokenizerFast:
-    """SentencePiece style: spaces become ▁, one is put before the text."""
+    """SentencePiece style: spaces become ▁, and one is added before the text."""
     words = ["▁yes", "▁it", "▁is", ".", "▁no", "▁not", "▁the", "▁end", "▁near", ":", "▁", "s", "e", "y"]
     special = [("<unk>", 0.0), ("<s>", 0.0), ("</s>", 0.0)]
     bytes_ = [(f"<0x{b:02X}>", -20.0) for b in range(256)]
@@ -185,7 +185,7 @@ def unigram(bos: bool = True, legacy: bool = True) -> PreTrainedTokenizerFast:
 
 @pytest.mark.parametrize("bos", [True, False])
 @pytest.mark.parametrize("legacy", [True, False])
-def test_a_tokenizer_that_puts_a_space_before_texts_puts_none_before_responses(bos, legacy):
+def test_a_tokenizer_that_adds_a_space_before_texts_adds_none_before_responses(bos, legacy):
     tokenizer = unigram(bos, legacy)
     prompt, chosen, _ = encode(tokenizer, Row("the end is", " near.", " not near."))
     assert tokenizer.decode(prompt + chosen, skip_special_tokens=True).strip() == "the end is near."
@@ -194,7 +194,8 @@ def test_a_tokenizer_that_puts_a_space_before_texts_puts_none_before_responses(b
 
 def test_the_fast_path_gives_the_ids_of_the_tokenizer_itself():
     tokenizer = byte_level(bos=True)
-    tokenizer(["yes", "it is near"], padding=True, truncation=True, max_length=2)  # leaves its settings behind
+    # This call leaves its settings in the tokenizer.
+    tokenizer(["yes", "it is near"], padding=True, truncation=True, max_length=2)
     texts = ["yes it is.", "é 😀 x", "", "<s>yes", "a" * 50]
     assert PairTokenizer(tokenizer).ids(texts) == [
         ids if ids[:1] == [1] else [1, *ids] for ids in tokenizer(texts, add_special_tokens=False)["input_ids"]
@@ -226,12 +227,12 @@ HH_TURNS = Row(
     [
         (TURNS, "last", ["no it is not.<|im_end|>"]),
         (TURNS, "all", ["yes<|im_end|>", "no it is not.<|im_end|>"]),
-        # ": yes" and ": no it" hold a token that is merged over the border.
+        # ": yes" and ": no it" hold a token that is merged across the border.
         (HH_TURNS, "last", [": no it is not.</s>"]),
         (HH_TURNS, "all", [": yes", ": no it is not.</s>"]),
     ],
 )
-def test_of_several_turns_the_last_or_all_of_the_assistants_are_trained(row, turns, trained):
+def test_the_last_or_all_assistant_turns_are_trained(row, turns, trained):
     tokenizer = byte_level(template=CHATML)
     answer = encoded(tokenizer, row, turns=turns)
     pieces, before = [], False
@@ -243,14 +244,14 @@ def test_of_several_turns_the_last_or_all_of_the_assistants_are_trained(row, tur
     assert answer.rejected_trained is None, "a single turn is trained to its end"
 
 
-def test_a_template_that_rewrites_earlier_turns_is_refused_for_several_turns():
+def test_a_template_that_changes_earlier_turns_is_refused_for_several_turns():
     kept = "{% if loop.last or m.role == 'user' %}{{ m.content }} {% endif %}"
     forgetful = "{% for m in messages %}" + kept + "{% endfor %}"
     with pytest.raises(BadRow, match="prints earlier turns differently"):
         encoded(byte_level(template=forgetful), TURNS)
 
 
-def test_a_prompt_that_begins_the_answer_is_continued():
+def test_a_response_continues_a_final_assistant_message():
     tokenizer = byte_level(template=CHATML)
     row = Row([{"role": "user", "content": "is it"}, {"role": "assistant", "content": "yes it"}], " is.", " is not.")
     prompt, chosen, _ = encode(tokenizer, row)
@@ -267,7 +268,7 @@ def test_a_template_that_refuses_the_messages_is_quoted():
         encoded(byte_level(template=strict), CHAT)
 
 
-def test_a_long_text_prompt_loses_its_beginning_and_keeps_its_bos():
+def test_a_long_text_prompt_is_truncated_after_its_bos():
     tokenizer = byte_level(bos=True)
     row = Row("no it is not. " * 9 + "is it near:", " yes", " no")
     whole, cut = encode(tokenizer, row), encode(tokenizer, row, max_prompt_length=8)
@@ -285,7 +286,7 @@ LONG_CHAT = [
 
 
 @pytest.mark.parametrize("limit", range(36, 90, 6))
-def test_a_long_chat_loses_its_oldest_turns_then_words_but_no_system_message_and_no_role_mark(limit):
+def test_a_long_chat_loses_its_oldest_turns_then_words_but_no_system_message_or_role_mark(limit):
     tokenizer = byte_level(bos=True, template=CHATML)
     prompt, chosen, _ = encode(tokenizer, Row(LONG_CHAT, "yes", "no"), max_prompt_length=limit)
     text = tokenizer.decode(prompt)
@@ -296,20 +297,20 @@ def test_a_long_chat_loses_its_oldest_turns_then_words_but_no_system_message_and
     assert tokenizer.decode(chosen) == "yes<|im_end|>"
 
 
-def test_a_prompt_whose_marks_alone_are_too_long_is_dropped():
+def test_a_prompt_whose_marks_are_too_long_is_dropped():
     tokenizer = byte_level(bos=True, template=CHATML)
     answer = PairTokenizer(tokenizer, max_prompt_length=10).encode([Row(LONG_CHAT, "yes", "no")])[0]
     assert str(answer) == "prompt_too_long"
 
 
-def test_what_is_noted_about_a_pair():
-    def notes(row, tokenizer=None, **options):
+def test_flags_of_a_pair():
+    def flags(row, tokenizer=None, **options):
         answer = encoded(tokenizer or byte_level(bos=True), row, **options)
         return {name for i, name in enumerate(FLAGS) if answer.flags >> i & 1}
 
-    assert notes(Row("is it:", "q", "z")) == set()
-    assert notes(Row("the end", " is near", "x")) == {"merged_border"}
-    assert "no_space" in notes(Row("near", "yes", "x"))
-    assert notes(Row("<s><s>it is:", "q", "z")) == {"special_token_in_text", "double_bos"}
-    assert notes(Row("it is:", "q" * 19, "z"), max_length=12) == {"cut_chosen"}
-    assert notes(Row("it is:" * 9, "q", "z"), max_prompt_length=6) == {"cut_prompt"}
+    assert flags(Row("is it:", "q", "z")) == set()
+    assert flags(Row("the end", " is near", "x")) == {"merged_border"}
+    assert "no_space" in flags(Row("near", "yes", "x"))
+    assert flags(Row("<s><s>it is:", "q", "z")) == {"special_token_in_text", "double_bos"}
+    assert flags(Row("it is:", "q" * 19, "z"), max_length=12) == {"cut_chosen"}
+    assert flags(Row("it is:" * 9, "q", "z"), max_prompt_length=6) == {"cut_prompt"}

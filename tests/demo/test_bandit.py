@@ -7,6 +7,7 @@ import pytest
 import torch
 
 from lightning_dpo.demo.bandit import runs as bandit
+from lightning_dpo.demo.bandit.__main__ import main
 from lightning_dpo.losses import PairLogps
 
 ORDER = {  # π(a), π(b), π(c) of IPO on a > b > c by tau: log-ratios 1/(3τ), 0, -1/(3τ), computed by hand
@@ -91,7 +92,7 @@ def test_dpo_reaches_its_closed_form():
 @pytest.mark.parametrize("name", bandit.LOSSES)
 def test_the_command_writes_a_plot_and_a_table(name, tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(sys, "argv", ["bandit", name, "--output", str(tmp_path), "--steps", "40"])
-    bandit.main()
+    main()
     table = pd.read_csv(tmp_path / "table.csv")
     assert len(table) == {"ipo": 2 * len(bandit.DATA) * len(bandit.TAUS), "dpo": len(bandit.BETAS)}[name]
     assert (tmp_path / "plot.png").stat().st_size > 20_000 and str(tmp_path) in capsys.readouterr().out

@@ -124,11 +124,8 @@ def test_runs_of_another_model_or_task_are_refused(monkeypatch, tmp_path, capsys
 def drawings(monkeypatch):
     """A list of the calls that sampled from the reference."""
     calls = []
-    monkeypatch.setattr(
-        optimum,
-        "reference_scores",
-        lambda *arguments: calls.append(arguments) or torch.tensor([[0.0] * 50 + [1.0] * 50]),
-    )
+    scores = torch.tensor([[0.0] * 50 + [1.0] * 50])
+    monkeypatch.setattr(optimum, "reference_scores", lambda *arguments: calls.append(arguments) or scores)
     return calls
 
 

@@ -1,23 +1,19 @@
 """The facts about the data: rows read, trained, truncated and dropped; lengths, duplicates and examples."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Iterable
 from itertools import groupby
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 from transformers import PreTrainedTokenizerBase
 
 from lightning_dpo.data.columns import SIDES
+from lightning_dpo.data.module import PreferenceDataModule
 from lightning_dpo.data.report.advice import warnings
 from lightning_dpo.data.sets import PairSet
+from lightning_dpo.data.store import TokenisedSource
 from lightning_dpo.data.tokenize import FLAGS
-
-if TYPE_CHECKING:
-    from lightning_dpo.data.module import PreferenceDataModule
-    from lightning_dpo.data.store import TokenisedSource
 
 QUANTILES = (0.05, 0.25, 0.5, 0.75, 0.95)
 BINS = 50
@@ -67,7 +63,7 @@ def _source(name: str, part: TokenisedSource) -> dict[str, Any]:
 def describe(pairs: PairSet) -> dict[str, Any]:
     """Counts, lengths and duplicates of one set."""
     per_prompt = np.unique(_hashes(pairs, "prompt"), return_counts=True)[1]
-    ordered, unordered = (len(np.unique(_hashes(pairs, kind))) for kind in ("pair", "pair in either order"))
+    ordered, unordered = (len(np.unique(_hashes(pairs, kind))) for kind in ("pair", "unordered pair"))
     flags = np.zeros(len(FLAGS), np.int64)
     for piece in pairs.columns("flags"):
         flags += [int((piece >> bit & 1).sum()) for bit in range(len(FLAGS))]
@@ -91,7 +87,7 @@ def _mix(values: np.ndarray) -> np.ndarray:
 HASHES: dict[str, Callable[..., np.ndarray]] = {
     "prompt": lambda p, c, r: p,
     "pair": lambda p, c, r: _mix(_mix(p) + c) + r,
-    "pair in either order": lambda p, c, r: _mix(_mix(p) + np.minimum(c, r)) + np.maximum(c, r),
+    "unordered pair": lambda p, c, r: _mix(_mix(p) + np.minimum(c, r)) + np.maximum(c, r),
 }
 """Hashes of a pair, computed from those of its prompt, chosen and rejected."""
 
@@ -104,7 +100,7 @@ def _hashes(pairs: PairSet, kind: str) -> np.ndarray:
 
 def overlap(train: PairSet, other: PairSet) -> dict[str, int]:
     """Numbers of distinct prompts, and of distinct pairs in either order, that are in both sets."""
-    kinds = {"prompts": "prompt", "pairs": "pair in either order"}
+    kinds = {"prompts": "prompt", "pairs": "unordered pair"}
     return {name: len(np.intersect1d(_hashes(train, kind), _hashes(other, kind))) for name, kind in kinds.items()}
 
 

@@ -93,7 +93,7 @@ def _described(described: dict[str, Any], shared: int) -> str:
         f"{described['pairs']:,} pairs, {described['prompts']:,} distinct prompts"
         + (f" ({shared:,} also in train)" if shared else ""),
         f"tokens, median (95th percentile): {lengths}",
-        f"preferring the longer response is right for {described['longer_wins']['accuracy']:.1%}",
+        f"preferring the longer response is right for {described['longer_wins']['accuracy']:.1%} of pairs",
         *(f"{described[name]:,} {words}" for name, words in FINDINGS.items() if described[name]),
     ]
     return "; ".join(parts)

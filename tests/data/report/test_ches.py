@@ -1,4 +1,4 @@
-"""CHES of each training pair: a file with a row a pair, and the pairs that look most alike on the page."""
+"""CHES of each training pair: a file with a row per pair, and the pairs that look most alike."""
 
 import csv
 import json
@@ -20,9 +20,9 @@ ROWS = [
 
 
 @pytest.mark.parametrize("piece", [256, 2])
-def test_each_pair_has_its_row_and_the_highest_are_named(reviews, tmp_path, monkeypatch, piece):
+def test_each_pair_has_a_row_and_the_highest_scores_are_named(reviews, tmp_path, monkeypatch, piece):
     monkeypatch.setattr(module, "PIECE", piece)
-    (tmp_path / "pairs.jsonl").write_text("\n\n".join(map(json.dumps, ROWS)))  # rows stand in lines 1, 3 and 5
+    (tmp_path / "pairs.jsonl").write_text("\n\n".join(map(json.dumps, ROWS)))  # rows are on lines 1, 3 and 5
     data = PreferenceDataModule(reviews / "model", tmp_path / "pairs.jsonl")
     data.setup()
     model = load_model(str(reviews / "model"))

@@ -1,4 +1,4 @@
-"""The data report counts what an independent, slow count gives, in memory that does not grow with the rows."""
+"""The data report agrees with an independent, slow count, and its memory does not grow with the rows."""
 
 import json
 import random
@@ -10,7 +10,6 @@ from pathlib import Path
 import pytest
 
 from lightning_dpo import PreferenceDataModule
-from lightning_dpo.data.report import facts as facts
 from lightning_dpo.data.report.facts import data_report, plot_lengths
 from tests.conftest import ROOT
 
@@ -19,7 +18,7 @@ WORDS = ["witty", "dull", "plot", "cast", "music", "charming"]
 
 @pytest.fixture
 def rows():
-    """Random rows with every kind of repetition."""
+    """Random rows with all kinds of repetition."""
     rng = random.Random(0)
 
     def text(n: int) -> str:
@@ -39,7 +38,7 @@ def data(reviews, rows, tmp_path):
     return data
 
 
-def test_counts_are_those_of_a_slow_count(data, rows):
+def test_counts_agree_with_a_slow_count(data, rows):
     report, train, val = data_report(data), rows[:250], rows[250:]
     prompts = Counter(r["prompt"] for r in train)
     ordered = Counter((r["prompt"], r["chosen"], r["rejected"]) for r in train)
@@ -54,7 +53,7 @@ def test_counts_are_those_of_a_slow_count(data, rows):
     assert shared["pairs"] == len({(r["prompt"], *sorted((r["chosen"], r["rejected"]))) for r in val} & either)
 
 
-def test_lengths_and_their_bias_are_those_of_a_slow_count(data, rows):
+def test_lengths_and_length_bias_agree_with_a_slow_count(data, rows):
     found = data_report(data)["sets"]["train"]
     lengths = sorted(len(r["chosen"].split()) + 1 for r in rows[:250])  # and the end token
     chosen = found["lengths"]["chosen"]
@@ -68,24 +67,24 @@ def test_lengths_and_their_bias_are_those_of_a_slow_count(data, rows):
     assert wins["accuracy"] == pytest.approx(wins["longer"] + wins["equal"] / 2)
 
 
-def test_warnings_name_what_to_do_and_stay_away_where_nothing_is_wrong(data, reviews, few_reviews):
-    said = " ".join(data_report(data)["warnings"])
-    for text in ("also trained on, so it measures memory; type data.val=0.05", "the other way round; decide",
-                 '"the longer one wins" is right for'):  # fmt: skip
-        assert text in said
+def test_warnings_name_a_remedy_and_are_absent_from_clean_data(data, reviews, few_reviews):
+    found = " ".join(data_report(data)["warnings"])
+    assert "also in train, so val measures memory; type data.val=0.05" in found
+    assert "chosen and rejected swapped; keep only the right one" in found
+    assert "preferring the longer response is right for" in found
     clean = PreferenceDataModule(reviews / "model", few_reviews)
     clean.setup()
     assert data_report(clean)["warnings"] == []
 
 
-def test_a_closed_set_of_prompts_is_no_leak_and_a_shared_prompt_or_pair_is(reviews, tmp_path):
+def test_a_shared_pair_or_prompt_is_a_leak_but_a_closed_set_of_prompts_is_not(reviews, tmp_path):
     def warned(train, val) -> str:
         for name, pairs in (("train", train), ("val", val)):
             rows = [dict(prompt=f"review of a {p} plot", chosen=f" {c}", rejected=" weak") for p, c in pairs]
             (tmp_path / f"{name}.jsonl").write_text("\n".join(map(json.dumps, rows)))
         data = PreferenceDataModule(reviews / "model", tmp_path / "train.jsonl", tmp_path / "val.jsonl")
         data.setup()
-        return " ".join(w for w in data_report(data)["warnings"] if "also trained on" in w)
+        return " ".join(w for w in data_report(data)["warnings"] if "also in train" in w)
 
     train = [("witty", "witty"), ("dull", "witty")]
     assert warned(train, [("witty", "charming"), ("dull", "charming")]) == ""
@@ -100,7 +99,7 @@ def test_the_weight_of_a_source_is_its_own(reviews, few_reviews):
     assert [source["weight"] for source in data_report(data)["sources"]] == [2, 0.5]
 
 
-def test_three_pairs_are_shown_decoded_with_the_trained_tokens_marked(data, rows):
+def test_three_pairs_are_decoded_with_their_trained_tokens_marked(data, rows):
     examples = data_report(data)["examples"]
     assert [e["where"][-2:] for e in examples] == [":1", ":2", ":3"]
     for example, row in zip(examples, rows, strict=False):
@@ -119,7 +118,7 @@ WATCHED = """
 import sys
 from pathlib import Path
 from lightning_dpo import PreferenceDataModule
-from lightning_dpo.data.report import data_report
+from lightning_dpo.data.report.facts import data_report
 from lightning_dpo.demo import ASSETS
 
 def own_memory():
@@ -143,8 +142,10 @@ print(watched(int(sys.argv[2]), Path(sys.argv[1])) - first)
 @pytest.mark.slow
 @pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="reads Linux's own count")
 def test_memory_does_not_grow_with_the_rows(tmp_path):
-    """100,000 rows read, reported and batched: less than 100 bytes of a process's own memory each, and a pair of
-    Python lists of ids would be ten times that. A mapped file is not its own."""
+    """100,000 rows are read, reported and batched in less than 100 bytes of the process's own memory per row.
+
+    A pair of Python lists of ids would take ten times that. Mapped files do not count.
+    """
     run = subprocess.run(
         [sys.executable, "-c", WATCHED, tmp_path, "100000"], capture_output=True, text=True, check=True, cwd=ROOT
     )

@@ -21,11 +21,11 @@ class ArgumentError(ValueError):
         self.message = message
 
 
-def check_arguments(target: Callable, arguments: Mapping[str, Any], given_later: bool = False) -> None:
+def check_arguments(target: Callable, arguments: Mapping[str, Any], allow_missing: bool = False) -> None:
     """Raise ArgumentError unless `target(**arguments)` would bind, with values of the annotated types and ranges.
 
     Args:
-        given_later: other required arguments may follow, as for a partial.
+        allow_missing: other required arguments may follow, as for a partial.
     """
     parameters = inspect.signature(target).parameters
     takes_any = any(p.kind is p.VAR_KEYWORD for p in parameters.values())
@@ -38,7 +38,7 @@ def check_arguments(target: Callable, arguments: Mapping[str, Any], given_later:
             raise ArgumentError(name, f"unknown; allowed: {', '.join(known)}")
         if name in hints and not _fits(value, hints[name]):
             raise ArgumentError(name, f"found {_show(value)}; allowed: {describe(hints[name])}")
-    if not given_later:
+    if not allow_missing:
         for name, p in parameters.items():
             if p.default is p.empty and p.kind not in (p.VAR_POSITIONAL, p.VAR_KEYWORD) and name not in arguments:
                 raise ArgumentError(name, "missing")

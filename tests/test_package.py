@@ -21,9 +21,7 @@ def test_the_version_is_the_one_that_is_installed():
 
 
 def lightning_dpo_command(*arguments: str, cwd=None) -> subprocess.CompletedProcess:
-    return subprocess.run(
-        [sys.executable, "-m", "lightning_dpo", *arguments], cwd=cwd, capture_output=True, text=True
-    )
+    return subprocess.run([sys.executable, "-m", "lightning_dpo", *arguments], cwd=cwd, capture_output=True, text=True)
 
 
 @pytest.mark.parametrize("command", ["train", "report", "benchmark", "dashboard"])

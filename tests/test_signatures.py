@@ -51,4 +51,4 @@ def test_what_does_not_fit_is_named_with_what_is_allowed(arguments, message):
 
 
 def test_a_partial_may_leave_required_arguments_out():
-    check_arguments(target, dict(share=0.1), given_later=True)
+    check_arguments(target, dict(share=0.1), allow_missing=True)

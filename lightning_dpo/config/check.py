@@ -60,14 +60,14 @@ def _check_signatures(plain: dict[str, Any], choices: Mapping[str, str | None], 
 
     for path, node in _targets(plain):
         target = targets.allowed(node["_target_"], path, f"{path}._target_")
-        given = {key: value for key, value in node.items() if key not in SPECIAL}
-        parts = [(target, given)]
+        values = {key: value for key, value in node.items() if key not in SPECIAL}
+        parts = [(target, values)]
         if path == "data":
-            own = ReportOptions.keys(given)
-            parts = [(ReportOptions, own), (target, {key: value for key, value in given.items() if key not in own})]
+            own = ReportOptions.keys(values)
+            parts = [(ReportOptions, own), (target, {key: value for key, value in values.items() if key not in own})]
         try:
             for built, arguments in parts:
-                check_arguments(built, arguments, given_later=True)
+                check_arguments(built, arguments, allow_missing=True)
         except ArgumentError as error:
             key = f"{path}.{error.name}"
             shown = f"{key}={typed[key]}" if key in typed else key
@@ -137,7 +137,7 @@ def _check_built(cfg: DictConfig, choices: Mapping[str, str | None]) -> None:
     _check_loss(cfg, instantiate(cfg.loss), choices)
     for what, keys in ((DPOModule, ("scoring", "nonfinite")), (CollapseWarning, ("warn_kl",))):
         try:
-            check_arguments(what, {key: cfg[key] for key in keys}, given_later=True)
+            check_arguments(what, {key: cfg[key] for key in keys}, allow_missing=True)
         except ArgumentError as error:
             raise ConfigError(f"{error.name}={cfg[error.name]}: {error.message}") from None
     try:

@@ -88,7 +88,7 @@ class PreferenceDataModule(L.LightningDataModule):
     ):
         super().__init__()
         checked = {"val": val, "turns": turns, "ranked": ranked, "on_bad_row": on_bad_row}
-        check_arguments(PreferenceDataModule, checked, given_later=True)
+        check_arguments(PreferenceDataModule, checked, allow_missing=True)
         self.tokenizer = load_tokenizer(tokenizer) if isinstance(tokenizer, str | Path) else tokenizer
         if chat_template is not None:
             self.tokenizer.chat_template = template_text(chat_template)

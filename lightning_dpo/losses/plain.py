@@ -34,7 +34,7 @@ def from_plain(plain: Mapping[str, Any]) -> Loss:
     target = getattr(losses, parameters.pop("name"))
     if "terms" in parameters:
         parameters["terms"] = {key: from_plain(term) for key, term in parameters["terms"].items()}
-    check_arguments(target, parameters, given_later=True)
+    check_arguments(target, parameters, allow_missing=True)
     return target(**parameters) if isinstance(target, type) else partial(target, **parameters)
 
 
@@ -43,5 +43,5 @@ def as_loss(loss: Loss | Mapping[str, Any]) -> Loss:
     if isinstance(loss, Mapping):
         return from_plain(loss)
     if isinstance(loss, partial):
-        check_arguments(loss.func, loss.keywords, given_later=True)
+        check_arguments(loss.func, loss.keywords, allow_missing=True)
     return loss

@@ -77,7 +77,7 @@ class Mix(nn.Module):
             )
         for term in terms.values():
             if isinstance(term, partial):
-                check_arguments(term.func, term.keywords, given_later=True)
+                check_arguments(term.func, term.keywords, allow_missing=True)
         self.terms, self.weights = dict(terms), {name: float(weights[name]) for name in terms}
         self.settings = {"terms": self.terms, "weights": self.weights}
         self.remembering = nn.ModuleDict({k: v for k, v in terms.items() if isinstance(v, nn.Module)})

@@ -59,8 +59,8 @@ def install(conf: str, prepare: Callable[[], None]) -> None:
 
     @wraps(compose)
     def checked(self: ConfigLoaderImpl, *args: Any, **kwargs: Any) -> DictConfig:
-        given = inspect.signature(compose).bind(self, *args, **kwargs).arguments
-        if not is_ours(self.config_search_path) or given["config_name"] is None:  # None: `--hydra-help`
+        arguments = inspect.signature(compose).bind(self, *args, **kwargs).arguments
+        if not is_ours(self.config_search_path) or arguments["config_name"] is None:  # None: `--hydra-help`
             return compose(self, *args, **kwargs)
         prepare()
         try:
@@ -69,7 +69,7 @@ def install(conf: str, prepare: Callable[[], None]) -> None:
             if not _in_environ(error):
                 raise
             raise ConfigError(f"hydra.job.env_copy: {error} is not set in the environment") from None
-        _check_typed(cfg, given["overrides"])
+        _check_typed(cfg, arguments["overrides"])
         check(cfg)
         _check_secrets(cfg)
         return cfg
@@ -100,10 +100,10 @@ def _in_environ(error: KeyError) -> bool:
     return place is not None and place.tb_frame.f_globals.get("__name__") == "os"
 
 
-def _check_typed(cfg: DictConfig, given: list[str]) -> None:
+def _check_typed(cfg: DictConfig, typed: list[str]) -> None:
     """Only what was typed may be in Hydra's list of overrides, which a file could extend."""
     counted: Any = OmegaConf.to_container(cfg.hydra.overrides, resolve=False)
-    known = [*given, *(o for o in counted["hydra"] if o.startswith("hydra.mode="))]
+    known = [*typed, *(o for o in counted["hydra"] if o.startswith("hydra.mode="))]
     if smuggled := [o for o in (*counted["task"], *counted["hydra"]) if o not in known]:
         raise ConfigError(f"hydra.overrides: {redact(smuggled[0])} is in a file and was not typed; remove it")
 

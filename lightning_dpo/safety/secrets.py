@@ -147,7 +147,7 @@ def refuse_secrets(overrides: list[str]) -> None:
 
 
 def refuse_secret_values(plain: dict[str, Any], in_file: Callable[[str], str] = lambda key: "") -> None:
-    """Errors: ConfigError for a secret in a configuration, which would reach files, W&B and names; repeats no secret."""
+    """Errors: ConfigError for a secret in a configuration, which would reach files, W&B and names. Repeats none."""
     for path, node in nodes(plain):
         shown = f"{redact(path)}{in_file(path)}"
         if node is not None and node != "" and KEY.search(path):

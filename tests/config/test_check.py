@@ -93,7 +93,7 @@ def test_a_reference_free_loss_brings_no_reference_and_an_explicit_one_wins():
 
 
 @pytest.mark.parametrize(
-    ("overrides", "said"),
+    ("overrides", "message"),
     [
         (["beta=-1"], "beta=-1: found -1; allowed: a number in (0, inf)"),
         (["beta=abc"], "beta=abc: found the text 'abc'; allowed: a number in (0, inf)"),
@@ -144,10 +144,10 @@ def test_a_reference_free_loss_brings_no_reference_and_an_explicit_one_wins():
         (["samples.n=-1"], "samples.n=-1: found -1; allowed: a whole number in [0, inf)"),
     ],
 )  # fmt: skip
-def test_a_wrong_value_is_named_with_what_is_allowed(overrides, said):
+def test_a_wrong_value_is_named_with_what_is_allowed(overrides, message):
     with pytest.raises(ConfigError) as error:
         check(*overrides)
-    assert said in str(error.value)
+    assert message in str(error.value)
 
 
 def test_the_file_of_a_wrong_value_is_named():
@@ -156,7 +156,7 @@ def test_the_file_of_a_wrong_value_is_named():
 
 
 @pytest.mark.parametrize(
-    ("override", "said"),
+    ("override", "message"),
     [
         ("los=ipo", "los=ipo: no such key; did you mean loss?"),
         ("optimizer.lrr=1", "optimizer.lrr=1: no such key; did you mean optimizer.lr"),
@@ -166,11 +166,11 @@ def test_the_file_of_a_wrong_value_is_named():
         ("seed=[1", "seed=[1"),
     ],
 )
-def test_hydras_own_errors_become_one_line(override, said):
+def test_hydras_own_errors_become_one_line(override, message):
     with pytest.raises(Exception) as error:
         composed(override)
     line = explain(error.value, [override])
-    assert said in line and "\n" not in line
+    assert message in line and "\n" not in line
     with pytest.raises(ConfigError), explained([override]):
         raise error.value
 

@@ -198,7 +198,7 @@ def test_a_reference_free_loss_does_not_use_a_reference(name):
 def test_a_parameter_out_of_range_is_named(name, wrong):
     (key,) = wrong
     with pytest.raises(ArgumentError, match=f"^{key}: found"):
-        check_arguments(getattr(losses, target(name)), wrong, given_later=True)
+        check_arguments(getattr(losses, target(name)), wrong, allow_missing=True)
 
 
 def test_a_module_checks_its_own_parameters():

@@ -1,4 +1,4 @@
-"""Other Hydra applications of a process compose as if this package were not there, and this one's are always checked."""
+"""Other Hydra applications of a process compose untouched, and this one's configurations are always checked."""
 
 import subprocess
 import sys

@@ -121,7 +121,7 @@ def test_a_target_that_an_interpolation_makes_is_refused(stranger):
 
 
 @pytest.mark.parametrize(
-    ("given", "key"),
+    ("arguments", "key"),
     [
         ({"_target_": "CSVLogger", "save_dir": "out", "name": "../../x", "version": ""}, "logger.a.name=../../x"),
         ({"_target_": "CSVLogger", "save_dir": "/elsewhere"}, "logger.a.save_dir=/elsewhere"),
@@ -129,10 +129,14 @@ def test_a_target_that_an_interpolation_makes_is_refused(stranger):
         ({"_target_": "WandbLogger", "name": "../any name"}, None),
     ],
 )
-def test_loggers_write_inside_the_runs_folder(given, key):
-    cfg = {"output_dir": "out", "logger": {"a": given}, "trainer": {"_target_": "Trainer", "default_root_dir": "out"}}
+def test_loggers_write_inside_the_runs_folder(arguments, key):
+    cfg = {
+        "output_dir": "out",
+        "logger": {"a": arguments},
+        "trainer": {"_target_": "Trainer", "default_root_dir": "out"},
+    }
     cfg["trainer"]["default_root_dir"] = os.path.abspath("out")
-    given |= {"save_dir": os.path.abspath("out")} if given.get("save_dir") == "out" else {}
+    arguments |= {"save_dir": os.path.abspath("out")} if arguments.get("save_dir") == "out" else {}
     if key is None:
         check_inside(cfg)
         return
@@ -156,8 +160,8 @@ def test_a_secret_reaches_no_folder_that_hydra_makes(typed, sweep, monkeypatch, 
     monkeypatch.setenv("ODD_PASSWORD", "p@ss/word!77")
     monkeypatch.setenv("PGPASSWORD", "1234567890")
     options = ["-m", "seed=0", "sweep_name=s"] if sweep else []
-    code, said = command(*options, "+name=ODD_PASSWORD", typed)
-    assert code == 2 and "word!77" not in said and "1234567890" not in said
+    code, output = command(*options, "+name=ODD_PASSWORD", typed)
+    assert code == 2 and "word!77" not in output and "1234567890" not in output
     assert not [path for path in tmp_path.rglob("*") if path.is_file()], "nothing was written"
 
 
@@ -177,8 +181,8 @@ def test_a_search_path_imports_no_package(stranger, command):
     (stranger / "theirs").mkdir()
     text = f"defaults: [train, _self_]\nhydra:\n  searchpath: ['pkg://smuggled', 'file://{ROOT}/conf']\n"
     (stranger / "theirs" / "nice.yaml").write_text(text)
-    code, said = command("--config-dir", str(stranger / "theirs"), "--config-name", "nice", "seed=0")
-    assert code == 2 and "hydra.searchpath: pkg://smuggled: it would be imported; type file://FOLDER" in said
+    code, output = command("--config-dir", str(stranger / "theirs"), "--config-name", "nice", "seed=0")
+    assert code == 2 and "hydra.searchpath: pkg://smuggled: it would be imported; type file://FOLDER" in output
 
 
 @pytest.mark.parametrize(
@@ -225,9 +229,9 @@ def test_what_hydra_itself_would_run_is_refused_before_it_does(stranger, command
     (stranger / "theirs" / "experiment").mkdir(parents=True)
     (stranger / "theirs" / "experiment" / "nice.yaml").write_text(f"# @package _global_\nhydra: {{{text}}}\n")
     options = ["-m", "seed=0,1"] if sweep else ["seed=0"]
-    code, said = command("--config-dir", str(stranger / "theirs"), *options, "experiment=nice")
-    (line,) = [line for line in said.splitlines() if line.startswith("error: ")]
-    assert code == 2 and key in line and "Traceback" not in said
+    code, output = command("--config-dir", str(stranger / "theirs"), *options, "experiment=nice")
+    (line,) = [line for line in output.splitlines() if line.startswith("error: ")]
+    assert code == 2 and key in line and "Traceback" not in output
     assert {p.name for p in stranger.iterdir()} <= {"smuggled.py", "theirs", "__pycache__"}, "nothing was written"
 
 
@@ -304,8 +308,8 @@ def test_what_people_use_is_allowed(stranger):
 def test_callbacks_of_lightning_are_added_to_the_runs_own(command, short, tmp_path):
     early = "lightning.pytorch.callbacks.EarlyStopping"
     stop = f"+callbacks.stop={{_target_: {early}, monitor: val/loss, mode: max, patience: 1}}"
-    code, said = command(*short, stop, "logger=csv", "samples.n=0", "trainer.max_epochs=50")
-    assert code == 0, said
+    code, output = command(*short, stop, "logger=csv", "samples.n=0", "trainer.max_epochs=50")
+    assert code == 0, output
     assert len(Path(tmp_path / "run" / "metrics.csv").read_text().splitlines()) < 20
     assert os.path.exists(tmp_path / "run" / "summary.json")
 
@@ -341,12 +345,12 @@ def leaks(folder: Path, *texts: str) -> list[str]:
 
 def tell_all(texts):
     """A scorer that prints, logs and raises what it finds in its environment."""
-    told = " ".join(SECRETS.values())
-    print(told)
+    values = " ".join(SECRETS.values())
+    print(values)
     print(repr(SECRETS), file=sys.stderr)
-    logging.getLogger("stranger").warning("found %s", told)
+    logging.getLogger("stranger").warning("found %s", values)
     if os.environ.get("FAIL_NOW"):
-        raise RuntimeError(f"cannot log in at https://user:hunter2hunter2@example.org with {told}")
+        raise RuntimeError(f"cannot log in at https://user:hunter2hunter2@example.org with {values}")
     return [0.0] * len(texts)
 
 
@@ -359,18 +363,18 @@ def test_no_secret_reaches_a_file_a_log_wandb_or_the_terminal(
         monkeypatch.setenv("FAIL_NOW", "1")
     options = [o for o in short if not (sweep and o.startswith("output_dir"))]
     grid = ["-m", "seed=0,1", "sweep_name=s"] if sweep else []
-    code, said = command(*grid, *options, "trainer.max_steps=1", "samples.scorer=tests.safety.test_targets.tell_all")
-    assert (code != 0) == failing, said
-    assert leaks(tmp_path, said) == []
+    code, output = command(*grid, *options, "trainer.max_steps=1", "samples.scorer=tests.safety.test_targets.tell_all")
+    assert (code != 0) == failing, output
+    assert leaks(tmp_path, output) == []
     if failing:
-        assert "hunter2" not in said
-        assert "[HF_TOKEN]" in said or sweep
+        assert "hunter2" not in output
+        assert "[HF_TOKEN]" in output or sweep
     folder = tmp_path / "outputs" / "sweeps" / "s" / "seed0" if sweep else tmp_path / "run"
     assert "[HF_TOKEN]" in (folder / "train.log").read_text(), "it was logged, and cleaned"
 
 
 @pytest.mark.parametrize(
-    ("override", "said"),
+    ("override", "output"),
     [
         ("run_name=${oc.env:HF_TOKEN}", "run_name"),
         ("+logger.wandb.notes=key-${oc.env:WANDB_API_KEY}", "logger.wandb.notes"),
@@ -378,16 +382,16 @@ def test_no_secret_reaches_a_file_a_log_wandb_or_the_terminal(
         ("+logger.wandb.settings.api_key=something", "logger.wandb.settings.api_key"),
     ],
 )
-def test_a_configuration_that_holds_a_secret_is_refused_without_repeating_it(secrets, override, said):
+def test_a_configuration_that_holds_a_secret_is_refused_without_repeating_it(secrets, override, output):
     with pytest.raises(ConfigError) as error:
         check(override)
-    assert str(error.value).startswith(said)
+    assert str(error.value).startswith(output)
     assert "something" not in str(error.value) and not any(v in str(error.value) for v in SECRETS.values())
 
 
 def test_a_secret_typed_into_any_key_is_refused(command, tmp_path, secrets):
-    code, said = command(f"run_name={SECRETS['HF_TOKEN']}")
-    assert code == 2 and "holds the value of HF_TOKEN" in said and leaks(tmp_path, said) == []
+    code, output = command(f"run_name={SECRETS['HF_TOKEN']}")
+    assert code == 2 and "holds the value of HF_TOKEN" in output and leaks(tmp_path, output) == []
 
 
 @pytest.mark.parametrize("typed", [True, False])
@@ -460,8 +464,8 @@ def test_a_name_makes_no_path_outside_the_output_folder(command, tmp_path, few_r
     before = set(Path("/").glob("escaped*")) | set(tmp_path.parent.glob("*"))
     quoted = "run_name=" + json.dumps(name, ensure_ascii=False).replace("\\u0000", "\0").replace("\\n", "\n")
     report = ["data.report=true", f"data.train={few_reviews}", "data.val=null", "logger=csv"]
-    code, said = command(quoted, *report)
-    assert code in (0, 2), said
+    code, output = command(quoted, *report)
+    assert code in (0, 2), output
     made = {p.relative_to(tmp_path).parts[0] for p in tmp_path.rglob("*")}
     assert made <= {"outputs", "few.jsonl"} and set(tmp_path.parent.glob("*")) <= before
     for folder in (tmp_path / "outputs").glob("*/*"):

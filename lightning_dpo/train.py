@@ -4,7 +4,6 @@ compose (Hydra) -> check -> build -> fit -> export. Heavy imports are inside fun
 Exit codes: 0 done, 1 failed or out of time, 2 a wrong key, value or row, 130 and 143 stopped by Ctrl-C or SIGTERM.
 """
 
-import logging
 import os
 import sys
 import time
@@ -20,17 +19,13 @@ from lightning_dpo.config.check import check
 from lightning_dpo.config.explain import explained
 from lightning_dpo.config.request import Request
 from lightning_dpo.config.resolvers import config_folder, register
-from lightning_dpo.errors import OutOfTime
 from lightning_dpo.run.identity import fingerprint
-from lightning_dpo.run.signals import Interrupted, Stop
+from lightning_dpo.run.signals import Stop
 from lightning_dpo.safety import hydra_guard, secrets
 from lightning_dpo.sweep import overrides, sweep
 
 if TYPE_CHECKING:
     from lightning_dpo.config.build import Parts
-    from lightning_dpo.run.folder import RunFolder
-
-log = logging.getLogger(__name__)
 
 hydra_guard.install(config_folder(), register)  # on import, because workers of a launcher import this module first
 secrets.protect_worker()
@@ -54,23 +49,15 @@ def job(cfg: DictConfig) -> float | None:
     request = Request(cfg, dict(state.runtime.choices), list(state.overrides.task))
     if state.mode == RunMode.MULTIRUN:
         return sweep.job(request, train)
-    overrides.refuse_without_sweep(request.overrides)
-    try:
+    with overrides.without_sweep(request):
         return train(request)
-    except (Interrupted, OutOfTime):
-        print(f"stopped; continue with: {overrides.resuming_command(request)}", flush=True)
-        raise
-    except Exception:
-        log.info("the run failed", exc_info=True)  # for train.log; main() prints it
-        raise
 
 
 def train(request: Request) -> float | None:
     """Check, build, fit and export one run; returns its objective."""
     began = time.monotonic()
-    check(
-        request.cfg, request.choices, request.overrides
-    )  # before the slow imports, so that a wrong value is refused within seconds
+    # before the slow imports, so that a wrong value is refused within seconds
+    check(request.cfg, request.choices, request.overrides)
 
     from lightning_dpo.config.build import build
     from lightning_dpo.loggers.wandb import closing
@@ -80,19 +67,17 @@ def train(request: Request) -> float | None:
     folder = RunFolder(request.cfg, fingerprint(request.cfg))
     with Stop() as stop, folder.locked():
         if summary := folder.finished():
-            console.say(
-                f"finished   {folder.path}: nothing is left to do; type another output_dir=... to start a new run"
-            )
+            console.say(f"finished   {folder.path}: nothing is left to do; type output_dir=... to start a new run")
             return summary["objective"]["value"]
         with closing():
             parts = build(request, folder, stop, began)
             if parts is None:  # a data report alone
                 return None
-            fit(parts, folder, request)
-            return export(parts, folder, request, began)
+            fit(parts, request)
+            return export(parts, request, began)
 
 
-def fit(parts: "Parts", folder: "RunFolder", request: Request) -> None:
+def fit(parts: "Parts", request: Request) -> None:
     """Validate, train from the start or from a checkpoint, and validate."""
     from lightning_dpo.run.terminal import header
 
@@ -102,23 +87,24 @@ def fit(parts: "Parts", folder: "RunFolder", request: Request) -> None:
         console.say(f"resuming   from {parts.start}")
     elif data.val_sets:
         trainer.validate(module, datamodule=data, verbose=False)
-        folder.check_objective(parts.metrics)
+        parts.folder.check_objective(parts.metrics)
     trainer.fit(module, datamodule=data, ckpt_path=parts.start, weights_only=True)
     if data.val_sets and parts.throughput.validated_at != trainer.global_step:  # max_steps ended it within an epoch
         trainer.validate(module, datamodule=data, verbose=False)
 
 
-def export(parts: "Parts", folder: "RunFolder", request: Request, began: float) -> float | None:
+def export(parts: "Parts", request: Request, began: float) -> float | None:
     """Write the checkpoint, model/ and, last, summary.json; returns the objective."""
     from lightning_dpo.data.report import stream_page
     from lightning_dpo.run.terminal import footer
 
+    folder, metrics, samples = parts.folder, parts.metrics, parts.samples
     if parts.data.streaming:
         stream_page(parts.data, folder.path, parts.report)
     folder.export(parts.trainer, parts.module, parts.data.tokenizer, request.choices)
     seconds = time.monotonic() - began
-    objective = folder.summarise(parts.module, parts.report, parts.metrics, parts.throughput, seconds)
-    footer(parts.metrics, parts.samples.first, parts.samples.last, folder.path)
+    objective = folder.summarise(parts.module, parts.report, metrics, parts.throughput, seconds)
+    footer(metrics, samples.first, samples.last, folder.path)
     return objective
 
 

@@ -34,6 +34,7 @@ class Parts:
     start: the checkpoint to resume from; None starts anew. report: the data report.
     """
 
+    folder: RunFolder
     trainer: L.Trainer
     module: DPOModule
     data: Any
@@ -92,7 +93,7 @@ def build(request: Request, folder: RunFolder, stop: Stop, began: float) -> Part
     )
     warnings = [DisplacementWarning(), CollapseWarning(samples, cfg.warn_kl), RoundingWarning()]
     callbacks = [samples, throughput, *warnings, *instantiate(cfg.callbacks or {}).values(), *bar, saving]
-    return Parts(_trainer(cfg, callbacks, metrics), module, data, samples, metrics, throughput, start, report)
+    return Parts(folder, _trainer(cfg, callbacks, metrics), module, data, samples, metrics, throughput, start, report)
 
 
 def _trainer(cfg: DictConfig, callbacks: list[L.Callback], metrics: MetricsCSV) -> L.Trainer:

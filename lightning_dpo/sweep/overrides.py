@@ -1,11 +1,13 @@
 """The command line of a sweep: which keys vary, how many jobs there are, what is refused, how to type it again."""
 
+import logging
 import math
 import re
 import shlex
 import shutil
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 
 from hydra._internal.utils import get_args_parser
 from hydra.core.override_parser.overrides_parser import OverridesParser
@@ -13,7 +15,10 @@ from hydra.core.override_parser.types import Override, ValueType
 from omegaconf import DictConfig, OmegaConf
 
 from lightning_dpo.config.request import Request
-from lightning_dpo.errors import ConfigError
+from lightning_dpo.errors import ConfigError, OutOfTime
+from lightning_dpo.run.signals import Interrupted
+
+log = logging.getLogger(__name__)
 
 NOT_IN_SWEEP = {
     "output_dir": "would put all jobs into one folder; type sweep_name=... or hydra.sweep.dir=...",
@@ -37,7 +42,7 @@ def refuse_in_sweep(typed: list[str], launcher: str) -> None:
         )
 
 
-def refuse_without_sweep(typed: list[str]) -> None:
+def _refuse_without_sweep(typed: list[str]) -> None:
     """Errors: ConfigError for a key that a single run would ignore."""
     for override in typed:
         if override.lstrip("+").partition("=")[0] in ("sweep_name", "launcher"):
@@ -89,3 +94,18 @@ def resuming_command(request: Request) -> str:
     """The command that resumes a single run: as typed, with the run's folder if its name was generated."""
     named = any(override.lstrip("+").startswith("output_dir=") for override in request.overrides)
     return typed_line(*(() if named else (f"output_dir={quoted(request.cfg.output_dir)}",)))
+
+
+@contextmanager
+def without_sweep(request: Request) -> Iterator[None]:
+    """Around a single run: refuse what only a sweep can honour, print the command that resumes a stopped run, and log a
+    failure."""
+    _refuse_without_sweep(request.overrides)
+    try:
+        yield
+    except (Interrupted, OutOfTime):
+        print(f"stopped; continue with: {resuming_command(request)}", flush=True)
+        raise
+    except Exception:
+        log.info("the run failed", exc_info=True)  # for train.log; the command prints it
+        raise

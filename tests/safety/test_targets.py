@@ -146,7 +146,7 @@ def test_loggers_write_inside_the_runs_folder(arguments, key):
 
 @pytest.mark.parametrize("key", ["base_url", "https_proxy", "x_executable", "x_files_dir", "x_extra_http_headers"])
 def test_wandb_is_told_no_address_program_or_folder_by_a_file(key):
-    with pytest.raises(ConfigError, match=f"logger.wandb.settings.{key}: set in the shell alone"):
+    with pytest.raises(ConfigError, match=f"logger.wandb.settings.{key}: set this in the shell"):
         targets.check({"logger": {"wandb": {"settings": {key: "http://127.0.0.1"}}}})
 
 
@@ -173,7 +173,7 @@ def test_what_was_checked_is_what_is_built(stranger, monkeypatch):
     monkeypatch.setenv("TEST_TURN", "true")
     assert cfg.optimizer.foreach is None
     cfg, choices = composed("++run_name=\\\\${oc.env:HOME}")
-    with pytest.raises(ConfigError, match=r"'\$\{' is left when all values are resolved"):
+    with pytest.raises(ConfigError, match=r"'\$\{' is left after all values are resolved"):
         check_config(cfg, choices, [])
 
 

@@ -18,6 +18,7 @@ from lightning_dpo.ragged import Ragged
 
 ROOT = Path(__file__).parents[1]
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
+os.environ["OMP_NUM_THREADS"] = "1"  # of runs in processes of their own: threads of several tests would share the cores
 os.environ["WANDB_MODE"] = "offline"
 os.environ["LIGHTNING_DPO_ALLOW"] = "tests,own_losses"  # what tests name as parts of their own
 torch.set_num_threads(1)

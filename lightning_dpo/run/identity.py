@@ -36,10 +36,10 @@ MAY_CHANGE: dict[str, tuple[str, ...]] = {
 ADDED: dict[str, Any] = {}
 """Keys that runs of older versions lack, and the value that keeps their behaviour."""
 
-CHANGED_DEFAULTS: dict[tuple[str, Any, Any], str] = {
-    ("scheduler.warmup_steps", 0.1, 0): "scheduler=constant has no warm-up since 0.2.0"
+CHANGED_DEFAULTS: dict[tuple[str, Any, Any], tuple[str, str, str]] = {
+    ("scheduler.warmup_steps", 0.1, 0): ("scheduler.name", "constant", "scheduler=constant has no warm-up since 0.2.0"),
 }
-"""(key, old default, new default): what changed. To resume an older run, the user types the old value."""
+"""(key, old default, new default): a key and its value in both runs for which the default changed, and the change."""
 
 FILES = ("model.path", "reference.path", "data.train", "data.val", "data.chat_template")
 """Keys that may name files or folders, at any depth below."""
@@ -73,15 +73,18 @@ def differences(previous: Mapping[str, Any], current: Mapping[str, Any], where: 
         old, new = previous.get(key, ADDED.get(key)), current.get(key)
         unread = key.endswith("(content)") and None in (old, new)
         if not (unread or may_change(key, where) or _equal(key, old, new)):
-            hint = changed_default(key, old, new)
+            hint = changed_default(key, previous, current)
             found.append(f"{key} {old} -> {new}{hint and f' ({hint})'}")
     return found
 
 
-def changed_default(key: str, old: Any, new: Any) -> str:
+def changed_default(key: str, previous: Mapping[str, Any], current: Mapping[str, Any]) -> str:
     """What to type to resume a run saved under an old default; empty for any other difference."""
-    reason = next((text for change, text in CHANGED_DEFAULTS.items() if change == (key, old, new)), None)
-    return f"{reason}; type {key}={old} to resume it" if reason else ""
+    for (name, old, new), (other, value, reason) in CHANGED_DEFAULTS.items():
+        changed = name == key and (previous.get(key), current.get(key)) == (old, new)
+        if changed and previous.get(other) == current.get(other) == value:
+            return f"{reason}; type {key}={old} to resume it"
+    return ""
 
 
 def _equal(key: str, old: Any, new: Any) -> bool:

@@ -78,7 +78,7 @@ def run_in_folder(
 
 def _refuse_changed_defaults(previous: dict[str, Any], config: dict[str, Any]) -> None:
     """Errors: ConfigError if a default has changed: the same command must not train finished jobs again."""
-    hints = [hint for key in config if (hint := identity.changed_default(key, previous.get(key), config[key]))]
+    hints = [hint for key in config if (hint := identity.changed_default(key, previous, config))]
     if hints:
         raise ConfigError(f"{hints[0]}, or type another sweep_name=...")
 

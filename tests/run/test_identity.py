@@ -1,11 +1,12 @@
-"""The same path with other content is another run."""
+"""Which settings and file contents make another run, and which do not."""
 
 import json
 import shutil
 
 import pytest
 
-from lightning_dpo.run.identity import content
+from lightning_dpo.run import identity
+from lightning_dpo.run.identity import content, differences
 
 
 def test_files_and_folders_are_identified_by_their_content(tmp_path):
@@ -68,3 +69,27 @@ def test_a_finished_job_runs_again_when_its_data_have_changed(command, short, fe
     few_reviews.write_text(few_reviews.read_text().replace("witty", "moving"))
     code, output = command(*line)
     assert code == 0 and "data.train (content)" in output and "skipped" not in output
+
+
+def test_a_key_that_a_saved_run_lacks_has_its_former_value(monkeypatch):
+    monkeypatch.setitem(identity.ADDED, "adapter", "none")
+    assert differences({}, {"adapter": "none"}) == []
+    assert differences({}, {"adapter": "lora"}) == ["adapter none -> lora"]
+    assert differences({}, {"other": "x"}) == ["other None -> x"], "only keys that are listed"
+
+
+def test_a_target_that_moved_within_the_package_is_the_same():
+    old, new = ({"loss._target_": f"lightning_dpo.losses{room}.dpo"} for room in ("", ".pairwise"))
+    assert differences(old, new) == []
+    assert differences(old, {"loss._target_": "lightning_dpo.losses.ipo"}) != []
+    gone = [{"loss._target_": f"lightning_dpo.nowhere.{name}"} for name in ("a", "b")]
+    assert differences(*gone) != [], "two names of nothing are not the same"
+
+
+def test_a_changed_default_names_the_override_only_where_it_changed():
+    saved = {"scheduler.name": "constant", "scheduler.warmup_steps": 0.1}
+    (line,) = differences(saved, saved | {"scheduler.warmup_steps": 0})
+    assert "type scheduler.warmup_steps=0.1 to resume it" in line
+    linear = saved | {"scheduler.name": "linear"}
+    assert differences(linear, linear | {"scheduler.warmup_steps": 0}) == ["scheduler.warmup_steps 0.1 -> 0"]
+    assert all("resume it" not in line for line in differences(linear, saved | {"scheduler.warmup_steps": 0}))

@@ -4,6 +4,7 @@ import os
 import subprocess
 import sys
 
+import pytest
 import torch
 from omegaconf import OmegaConf
 
@@ -66,3 +67,21 @@ def test_changes_of_a_job_to_its_process_end_with_it(monkeypatch):
         torch.use_deterministic_algorithms(True)
     assert os.environ["TEST_KEPT"] == "1" and "TEST_NEW" not in os.environ
     assert not torch.are_deterministic_algorithms_enabled()
+
+
+def test_a_finished_job_is_not_trained_again_because_a_default_changed(tmp_path):
+    def run(invocation: str, **changes):
+        cfg = OmegaConf.create(
+            {"objective": "val/loss", "scheduler": {"name": "constant", "warmup_steps": 0} | changes}
+        )
+        cfg = OmegaConf.merge(CFG, cfg)
+        return job.run_in_folder(tmp_path / "job", cfg, lambda: ran.append(invocation) or 1.0, invocation, [])
+
+    ran: list[str] = []
+    run("first", warmup_steps=0.1)
+    (tmp_path / "job" / "summary.json").write_text("{}")
+    with pytest.raises(job.JobFailed, match="type scheduler.warmup_steps=0.1 to resume it, or type another sweep_name"):
+        run("second")
+    assert run("third", warmup_steps=0.1) == 1.0 and ran == ["first"], "skipped"
+    run("fourth", warmup_steps=5)
+    assert ran == ["first", "fourth"], "any other change starts anew"

@@ -15,6 +15,7 @@ from transformers import PreTrainedModel
 
 from lightning_dpo import nonfinite
 from lightning_dpo.batch import PairBatch
+from lightning_dpo.data import PreferenceDataModule
 from lightning_dpo.ledger import PairMeans, StepLedger
 from lightning_dpo.losses import Loss, PairLogps, needs_of
 from lightning_dpo.losses.needs import check_batches, check_columns, check_reference
@@ -83,8 +84,6 @@ class DPOModule(L.LightningModule):
         self.ledger = StepLedger(nonfinite)
         self._means = defaultdict(PairMeans)
         """Means of each validation set, by its name."""
-        self._untrained = True
-        """Whether the policy still has its initial weights."""
         self.train()
 
     def train(self, mode: bool = True) -> "DPOModule":
@@ -105,8 +104,8 @@ class DPOModule(L.LightningModule):
 
     def training_step(self, batch: PairBatch, batch_idx: int) -> Tensor:
         if self.trainer.global_step == 0 and batch_idx == 0:
-            start = self.reference if self._untrained and self.reference and self.reference.is_start else None
-            check_first_batch(self.scorer, batch, {"the reference": start} if start else {}, self.needs)
+            equal = {"the reference": self.reference} if self.reference and self.reference.is_policy else {}
+            check_first_batch(self.scorer, batch, equal, self.needs)
         self.ledger.open(self.loss)
         logps, loss, metrics = self._losses(batch)
         self.ledger.add(batch, logps, metrics)
@@ -142,7 +141,8 @@ class DPOModule(L.LightningModule):
         return pair_logps(scores, batch.index, batch.margin), scores.aux_loss
 
     def on_before_optimizer_step(self, optimizer: Optimizer) -> None:
-        self._untrained = False
+        if self.reference is not None:
+            self.reference.is_policy = False
         gradients = [p.grad for group in optimizer.param_groups for p in group["params"] if p.grad is not None]
         means = self.ledger.divide(gradients, self.trainer)
         norm, lr = torch.nn.utils.get_total_norm(gradients), float(optimizer.param_groups[0]["lr"])
@@ -152,6 +152,10 @@ class DPOModule(L.LightningModule):
 
     def configure_gradient_clipping(self, optimizer, gradient_clip_val=None, gradient_clip_algorithm=None) -> None:
         clip(self.trainer.precision_plugin, optimizer, gradient_clip_val, gradient_clip_algorithm)
+
+    def on_train_start(self) -> None:
+        if isinstance(data := getattr(self.trainer, "datamodule", None), PreferenceDataModule):
+            data.count_batches(self.trainer)
 
     def on_validation_start(self) -> None:
         self.ledger.write(self.trainer)
@@ -179,10 +183,21 @@ class DPOModule(L.LightningModule):
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         self.ledger.check(self.trainer)
         nonfinite.check_weights(self.policy)
+        if "loops" in checkpoint:  # not with save_weights_only
+            _uncount_epoch(checkpoint["loops"]["fit_loop"])
         for key in [k for k in checkpoint["state_dict"] if k.startswith("reference.")]:
             del checkpoint["state_dict"][key]
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        self._untrained = False
+        if self.reference is not None:
+            self.reference.is_policy = False
         own = self.state_dict().items()
         checkpoint["state_dict"].update({k: v for k, v in own if k.startswith("reference.")})
+
+
+def _uncount_epoch(fit_loop: dict[str, Any]) -> None:
+    """Lightning counts an epoch that max_steps or an early stop has cut short as complete, and would go on after it."""
+    if not fit_loop["epoch_loop.batch_progress"]["is_last_batch"]:
+        for counts in fit_loop["epoch_progress"].values():
+            unfinished = max(0, counts["ready"] - 1)
+            counts.update(processed=unfinished, completed=unfinished)

@@ -29,11 +29,13 @@ def loader(pairs, batch_size: int) -> DataLoader:
 
 def perturbed(module: DPOModule) -> DPOModule:
     """With a policy that differs from its reference; equal ones have margins of zero, which hide most mistakes."""
+    if module.reference is not None:
+        module.reference.prepare(module.policy, trainer())
+        module.reference.is_policy = False
     torch.manual_seed(9)
     with torch.no_grad():
         for p in module.policy.parameters():
             p.add_(0.05 * torch.randn_like(p))
-    module._untrained = False
     return module
 
 

@@ -17,7 +17,7 @@ from lightning_dpo.loggers.metrics_csv import MetricsCSV
 from lightning_dpo.module import DPOModule
 from lightning_dpo.run.checkpoint import LAST
 from lightning_dpo.run.identity import differences
-from lightning_dpo.run.resume import begin_epoch, is_within_step, rng_state, set_rng_state, uncount_epoch, validates_now
+from lightning_dpo.run.resume import begin_epoch, is_within_step, rng_state, set_rng_state, validates_now
 from lightning_dpo.run.signals import Stop
 
 ENDING = 1.0
@@ -33,7 +33,7 @@ class Saving(L.Callback):
     | before a validation       | `on_validation_end`    | the same; the validation is not repeated                    |
     | at the end of an epoch    | `on_train_epoch_start` | also Lightning's own position in its loops (`begin_epoch`)  |
     | at the end of training    | `on_train_end`         | the same; after an early stop, `should_stop` is set again   |
-    | at max_steps, in an epoch | `on_train_end`         | Lightning's count of that epoch as whole (`uncount_epoch`)  |
+    | at max_steps, in an epoch | `on_train_end`         | nothing: DPOModule saves that epoch as unfinished           |
 
     Args:
         every_n_steps: optimizer steps between two checkpoints.
@@ -62,7 +62,7 @@ class Saving(L.Callback):
         self._rng: dict[str, Any] | None = None
         self._epochs: int | None = None
         """Complete epochs, between two epochs; None inside one."""
-        self._ended_early = self._ended_within = self._another = False
+        self._ended_early = self._another = False
         self._boundary, self._longest = time.monotonic(), 0.0
 
     def on_fit_start(self, trainer: L.Trainer, pl_module: Any) -> None:
@@ -102,8 +102,7 @@ class Saving(L.Callback):
             self._between_steps(trainer, pl_module)
 
     def on_train_end(self, trainer: L.Trainer, pl_module: Any) -> None:
-        self._ended_within = not trainer.is_last_batch
-        self._epochs = None if self._ended_within else trainer.current_epoch
+        self._epochs = trainer.current_epoch if trainer.is_last_batch else None
         self._ended_early = trainer.should_stop
         self._between_steps(trainer, pl_module)
         self.stop.wait_for_step(False)
@@ -161,8 +160,6 @@ class Saving(L.Callback):
 
     def on_save_checkpoint(self, trainer: L.Trainer, pl_module: L.LightningModule, checkpoint: dict[str, Any]) -> None:
         checkpoint["run"] = dict(self.metadata)
-        if self._ended_within:
-            uncount_epoch(checkpoint)
 
 
 def _callbacks(config: Mapping[str, Any]) -> dict[str, Any]:

@@ -16,17 +16,17 @@ from lightning_dpo.errors import DataError
 
 
 def loader(
-    pairs: PairSet, order: EpochSampler, batch_size: int, max_tokens: int | None, num_workers: int, taken: int
+    pairs: PairSet, order: EpochSampler, batch_size: int, max_tokens: int | None, num_workers: int, batches_taken: int
 ) -> DataLoader:
-    """Batches of the pairs in this order. Its first iteration skips the `taken` batches that were trained already.
+    """Batches of the pairs in this order. Its first iteration skips `order.start` pairs, or with `max_tokens` the
+    batches that were taken.
 
     Errors: DataError for a pair of more than `max_tokens` tokens.
     """
     options: dict[str, Any] = {"batch_size": batch_size, "sampler": order}
-    order.start = taken * batch_size
     if max_tokens is not None:
         batches = TokenBatches(order, _fitting(pairs, max_tokens), max_tokens, batch_size)
-        batches.start, options = taken, {"batch_sampler": batches}
+        batches.start, options = batches_taken, {"batch_sampler": batches}
     return DataLoader(
         range(len(pairs)),  # type: ignore[arg-type]
         **options,

@@ -3,6 +3,7 @@
 from collections import Counter
 from collections.abc import Mapping
 from functools import cached_property
+from math import ceil
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -101,9 +102,8 @@ class PreferenceDataModule(L.LightningDataModule):
         self.num_workers, self.seed = (default_workers() if num_workers is None else num_workers), seed
         self.train_pairs: PairSet | None = None
         self.val_sets: dict[str, PairSet] = {}
-        self._epoch = self._batches = self._rows_used = 0
-        self.stream_counts: Counter = Counter()
-        """Outcomes of the rows that training has read from a stream: pairs, and the reasons of dropped rows."""
+        self._limits = [batch_size, max_tokens]
+        self._rewind()
         if streaming and isinstance(val, float):
             raise DataError(f"data.val={val} with data.streaming=true: a stream cannot be split by prompt; name a file")
         if streaming and max_tokens:
@@ -121,6 +121,8 @@ class PreferenceDataModule(L.LightningDataModule):
         return sources(self.train, "data.train", **self.hub)
 
     def setup(self, stage: str | None = None) -> None:
+        if stage == "fit":
+            self._rewind()  # Lightning restores the position of a checkpoint after this
         if self.train_pairs is not None or self.val_sets:
             return
         train = None if self.streaming else self._pairs(self.sources, f"data.train={self.train}")
@@ -175,14 +177,14 @@ class PreferenceDataModule(L.LightningDataModule):
             )
             return StreamLoader(stream, min(self.num_workers, 1), self._epoch, self._rows_used)
         assert self.train_pairs is not None, "call setup() first"
-        weights = [source.weight for source in self.sources]
-        order = EpochSampler(self.train_pairs.sizes, weights, self.seed, self.shuffle)
+        order = self._order(self.train_pairs)
         order.set_epoch(self._epoch)
-        if self.max_tokens and (parts := [weight for weight in weights if weight % 1]):
+        if self.max_tokens and (parts := [source.weight for source in self.sources if source.weight % 1]):
             raise DataError(
                 f"data.max_tokens={self.max_tokens} with a weight of {parts[0]} in data.train: batches are formed once "
                 "for all epochs, but a fraction of a source differs by epoch; use whole weights"
             )
+        order.start = self._pairs_taken
         return self._loader(self.train_pairs, order, self._batches)
 
     def val_dataloader(self) -> list[DataLoader]:
@@ -191,35 +193,74 @@ class PreferenceDataModule(L.LightningDataModule):
             for pairs in self.val_sets.values()
         ]
 
-    def _loader(self, pairs: PairSet, order: EpochSampler, taken: int = 0) -> DataLoader:
-        return loader(pairs, order, self.batch_size, self.max_tokens, self.num_workers, taken)
+    def _order(self, pairs: PairSet) -> EpochSampler:
+        return EpochSampler(pairs.sizes, [source.weight for source in self.sources], self.seed, self.shuffle)
+
+    def _loader(self, pairs: PairSet, order: EpochSampler, batches_taken: int = 0) -> DataLoader:
+        return loader(pairs, order, self.batch_size, self.max_tokens, self.num_workers, batches_taken)
 
     def on_after_batch_transfer(self, batch: PairBatch, dataloader_idx: int) -> PairBatch:
         if self.trainer is not None and self.trainer.training:
-            self.used(batch, self.trainer.current_epoch)
+            self.used(batch, self.trainer.current_epoch, self.trainer.is_last_batch)
         return batch
 
-    def used(self, batch: PairBatch, epoch: int) -> None:
-        """Record that training has taken this batch: `state_dict` is the position after it."""
-        self._batches = self._batches + 1 if epoch == self._epoch else 1
-        self._epoch, self._rows_used = epoch, batch.rows_used
+    def used(self, batch: PairBatch, epoch: int, last: bool = False) -> None:
+        """Record that training has taken this batch, the last one of the epoch or not."""
         self.stream_counts.update(batch.rows_read)
+        if last:
+            self._move_to(epoch + 1)
+        else:
+            before = (self._batches, self._pairs_taken) if epoch == self._epoch else (0, 0)
+            self._move_to(epoch, before[0] + 1, before[1] + len(batch), batch.rows_used)
+
+    def count_batches(self, trainer: L.Trainer) -> None:
+        """Tell Lightning how many batches of this epoch are done; a checkpoint counts those of its own batch size."""
+        done = trainer.fit_loop.epoch_loop.batch_progress.current
+        shift = self._batches - done.ready if self._pairs_taken else 0
+        for name in ("ready", "started", "processed", "completed"):
+            setattr(done, name, getattr(done, name) + shift)
+
+    def _rewind(self) -> None:
+        self._move_to(0)
+        self.stream_counts: Counter = Counter()
+        """Outcomes of the rows that training has read from a stream: pairs, and the reasons of dropped rows."""
+
+    def _move_to(self, epoch: int, batches: int = 0, pairs: int = 0, rows_used: int = 0) -> None:
+        """Set where the next training loader begins: the batches and pairs taken in the epoch, the rows of a stream."""
+        self._epoch, self._batches, self._pairs_taken, self._rows_used = epoch, batches, pairs, rows_used
 
     def content(self) -> dict[str, list[str]]:
         """Content hashes of each set's sources, in order. Equal lists mean equal pairs. A stream has none."""
         return {name: [part.folder.name for part in pairs.parts] for name, pairs in self.sets().items()}
 
     def state_dict(self) -> dict[str, Any]:
-        """The position in the data: epoch, batches taken in it, and for a stream its rows used and their outcomes."""
-        epoch, batches, rows_used = self._epoch, self._batches, self._rows_used
-        if batches and self.trainer is not None and self.trainer.is_last_batch:
-            epoch, batches, rows_used = epoch + 1, 0, 0
-        return {"epoch": epoch, "batches": batches, "rows_used": rows_used, "stream_counts": dict(self.stream_counts)}
+        """The position in the data: epoch, batches and pairs taken in it, and for a stream its rows and outcomes."""
+        return {
+            "epoch": self._epoch,
+            "batches": self._batches,
+            "pairs": self._pairs_taken,
+            "limits": self._limits,
+            "rows_used": self._rows_used,
+            "stream_counts": dict(self.stream_counts),
+        }
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """The next training loader begins at this position."""
-        self._epoch, self._batches = state_dict["epoch"], state_dict["batches"]
-        self._rows_used, self.stream_counts = state_dict["rows_used"], Counter(state_dict["stream_counts"])
+        """The next training loader begins at this position. Another batch size resumes at the same pair.
+
+        Errors: DataError within an epoch of other token batches.
+        """
+        batches, limits = state_dict["batches"], state_dict.get("limits", self._limits)
+        pairs = state_dict.get("pairs", batches * self.batch_size)  # 0.1.0 saved neither limits nor pairs
+        if batches and limits != self._limits and (limits[1] or self.max_tokens):
+            raise DataError(
+                f"the checkpoint is within an epoch of batches with data.batch_size={limits[0]} and "
+                f"data.max_tokens={limits[1]}; other limits make other batches of its pairs, so set these two"
+            )
+        if batches and limits != self._limits and self.train_pairs is not None:
+            total = len(self._order(self.train_pairs))
+            batches = ceil(total / self.batch_size) - ceil((total - pairs) / self.batch_size)
+        self._move_to(state_dict["epoch"], batches, pairs, state_dict["rows_used"])
+        self.stream_counts = Counter(state_dict["stream_counts"])
 
 
 def _columns(names: Mapping[str, str | None]) -> dict[str, str | None]:

@@ -21,25 +21,23 @@ class Reference(nn.Module):
     has_distribution = False
     """Whether it knows the probability of every token of the vocabulary, not only of the responses' tokens."""
     scorer: Scorer
-    """Of the reference model, for losses that use its whole distribution; only with `has_distribution`."""
+    """Of the reference model, for losses that use its whole distribution; after `prepare`, with `has_distribution`."""
     forwards: int
     """Forward passes over the pairs of the data set so far."""
 
     def __init__(self, path: str | None = None):
         super().__init__()
         self.path = path
-
-    @property
-    def is_start(self) -> bool:
-        """Whether the reference is the policy before training."""
-        return self.path is None
+        self.is_policy = False
+        """Whether the policy has the reference's weights: from `prepare` until a step or a checkpoint changes them."""
 
     def bind(self, policy: PreTrainedModel, load: Callable[[str], PreTrainedModel], scoring: Scoring) -> None:
         """Called once, by the module that owns both; `load` builds a model from a path as the policy was built."""
         raise NotImplementedError
 
     def prepare(self, policy: PreTrainedModel, trainer: Trainer) -> None:
-        """Called on every rank before training, and before a validation outside of training."""
+        """Called on every rank before training, and before a validation outside of training. Without a path, the first
+        call takes the policy's weights of that moment for the reference's."""
 
     def forward(self, batch: PairBatch) -> TokenLogps:
         raise NotImplementedError

@@ -56,11 +56,11 @@ class CachedReference(Reference):
         missing = {name: p for name, p in sources if p.reference_of is None or p.reference_of != self._weights}
         if not missing:
             return
-        model = _placed(policy if self.is_start else self._loaded(), trainer)
+        model = _placed(policy if self.path is None else self._loaded(), trainer)
         weights = weights_sha256(model)
         if self._weights not in (None, weights):
             raise ValueError(f"the reference is the policy before training, which has been trained since; {REMEDY}")
-        self._weights = weights
+        self._weights, self.is_policy = weights, self.path is None
         scorer = Scorer(model, self._scoring)
         scorer.prepare()
         with trainer.precision_plugin.forward_context(), torch.no_grad():

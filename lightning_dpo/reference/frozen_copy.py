@@ -20,9 +20,19 @@ class CopyReference(Reference):
     has_distribution = True
 
     def bind(self, policy, load, scoring):
-        self.model = copy.deepcopy(policy) if self.path is None else load(self.path)
-        self.model.requires_grad_(False).eval()
-        self.scorer = Scorer(self.model, scoring)
+        self._scoring = scoring
+        if self.path is not None:
+            self._freeze(load(self.path))
+
+    def prepare(self, policy: PreTrainedModel, trainer: Trainer) -> None:
+        if not hasattr(self, "model"):
+            # Not in `bind`: a module that is loaded from a checkpoint is built with random weights first.
+            self._freeze(copy.deepcopy(policy))
+            self.is_policy = True
+
+    def _freeze(self, model: PreTrainedModel) -> None:
+        self.model = model.requires_grad_(False).eval()
+        self.scorer = Scorer(self.model, self._scoring)
 
     @property
     def forwards(self) -> int:

@@ -34,13 +34,6 @@ def is_within_step(trainer: L.Trainer) -> bool:
     return trainer.fit_loop._should_accumulate()
 
 
-def uncount_epoch(checkpoint: dict[str, Any]) -> None:
-    """Lightning counts the epoch in which training ended as complete, and would resume with the next one."""
-    for counts in checkpoint["loops"]["fit_loop"]["epoch_progress"].values():
-        counts["processed"] -= 1
-        counts["completed"] -= 1
-
-
 def rng_state() -> dict[str, Any]:
     """The global random generators of torch, NumPy and Python, as tensors and plain values."""
     kind, keys, *rest = np.random.get_state()

@@ -8,7 +8,6 @@ from operator import attrgetter
 
 import lightning as L
 import pytest
-import torch
 from lightning.pytorch.loops import progress
 
 from tests.conftest import ROOT, random_pairs
@@ -19,8 +18,6 @@ NAMES = (
     "fit_loop._data_fetcher",
     "fit_loop._should_accumulate",
     "fit_loop.reset_restart_stage",
-    "fit_loop.epoch_progress.current.processed",
-    "fit_loop.epoch_progress.total.completed",
     "fit_loop.epoch_loop.restarting",
     "fit_loop.epoch_loop._should_check_val_fx",
     "fit_loop.epoch_loop.reset_restart_stage",
@@ -99,19 +96,3 @@ def test_an_epoch_begins_as_in_an_uninterrupted_run():
     assert run.current_epoch == 3, changed("trainer.fit_loop.epoch_progress")
     restarting = (loop.restarting, loop.epoch_loop.restarting, loop.epoch_loop.val_loop.restarting)
     assert restarting == (False, False, False), changed("trainer.fit_loop._restarting")
-
-
-def test_the_epoch_in_which_training_ended_is_not_complete(tmp_path):
-    from lightning_dpo.run import resume
-
-    run = trainer(max_steps=2)
-    run.fit(module(), loader(random_pairs(6), 1))
-    run.save_checkpoint(tmp_path / "last.ckpt")
-    saved = torch.load(tmp_path / "last.ckpt", weights_only=True)
-    try:
-        resume.uncount_epoch(saved)
-        counts = saved["loops"]["fit_loop"]["epoch_progress"]["current"]
-    except KeyError as error:
-        pytest.fail(f"{changed('epoch_progress in checkpoints')} (no key {error})")
-    expected = {"ready": 1, "started": 1, "processed": 0, "completed": 0}
-    assert counts == expected, changed("epoch_progress in checkpoints")

@@ -21,10 +21,11 @@ from lightning_dpo.losses import Loss, PairLogps, needs_of
 from lightning_dpo.losses.needs import check_batches, check_columns, check_reference
 from lightning_dpo.losses.plain import as_loss, to_plain
 from lightning_dpo.metrics import pair_metrics
+from lightning_dpo.models.checks import check_fits
 from lightning_dpo.models.layers import without_dropout
 from lightning_dpo.models.loading import as_model, load_model, plain_config
 from lightning_dpo.nonfinite import NonFinite
-from lightning_dpo.optim import clip, schedule
+from lightning_dpo.optim import check_moments, clip, schedule
 from lightning_dpo.reference import Reference
 from lightning_dpo.scoring import Scorer, Scoring, pair_logps
 from lightning_dpo.scoring.attention import disable
@@ -96,18 +97,21 @@ class DPOModule(L.LightningModule):
 
     def setup(self, stage: str) -> None:
         check_batches(self.needs, self.trainer.accumulate_grad_batches, self.trainer.world_size)
+        if isinstance(data := getattr(self.trainer, "datamodule", None), PreferenceDataModule):
+            check_fits(self.policy.config, data.pairs())
         if self.reference is not None:
             self.reference.prepare(self.policy, self.trainer)
-
-    def teardown(self, stage: str) -> None:
-        disable(self.policy)
 
     def training_step(self, batch: PairBatch, batch_idx: int) -> Tensor:
         if self.trainer.global_step == 0 and batch_idx == 0:
             equal = {"the reference": self.reference} if self.reference and self.reference.is_policy else {}
             check_first_batch(self.scorer, batch, equal, self.needs)
         self.ledger.open(self.loss)
-        logps, loss, metrics = self._losses(batch)
+        try:
+            logps, loss, metrics = self._losses(batch)
+        except BaseException:
+            disable(self.policy)
+            raise
         self.ledger.add(batch, logps, metrics)
         return loss.sum()  # on_before_optimizer_step divides by the pairs of the whole step
 
@@ -139,6 +143,12 @@ class DPOModule(L.LightningModule):
             reference = None if self.reference is None else self.reference(batch)
             scores = self.scorer.score(batch, self.needs)._replace(reference=reference)
         return pair_logps(scores, batch.index, batch.margin), scores.aux_loss
+
+    def backward(self, loss: Tensor, *args: Any, **kwargs: Any) -> None:
+        try:
+            super().backward(loss, *args, **kwargs)
+        finally:
+            disable(self.policy)  # outside of a step the policy is the plain model
 
     def on_before_optimizer_step(self, optimizer: Optimizer) -> None:
         if self.reference is not None:
@@ -174,6 +184,7 @@ class DPOModule(L.LightningModule):
 
     def configure_optimizers(self) -> Any:
         optimizer = self.optimizer([p for p in self.policy.parameters() if p.requires_grad])
+        check_moments(optimizer)
         total = self.trainer.estimated_stepping_batches
         if total == float("inf"):
             raise ValueError("the run has no end: set trainer.max_epochs or trainer.max_steps")

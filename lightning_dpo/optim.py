@@ -4,6 +4,7 @@ import math
 from collections.abc import Iterable
 from typing import Annotated, Any, Literal
 
+import torch
 from lightning.pytorch.plugins.precision import MixedPrecision, Precision
 from lightning.pytorch.utilities.enums import GradClipAlgorithmType
 from torch import Tensor
@@ -86,6 +87,18 @@ def adamw_stochastic(
             "optimizer=adamw_stochastic needs torchao: pip install 'lightning-dpo[stochastic]', or type optimizer=adamw"
         ) from None
     return _AdamW(params, lr, tuple(betas), eps, weight_decay, bf16_stochastic_round=True)  # type: ignore[arg-type]
+
+
+def check_moments(optimizer: Optimizer) -> None:
+    """Errors: ConfigError for Adam of torch over weights in float16: its second moments, which have their dtype, round
+    to 0 there, and so does `eps`, so that the steps explode."""
+    eps = optimizer.defaults.get("eps")
+    half = any(p.dtype == torch.float16 for group in optimizer.param_groups for p in group["params"])
+    if half and type(optimizer).__module__.startswith("torch.") and eps and not torch.tensor(eps).half():
+        raise ConfigError(
+            f"weights in float16: the moments of {type(optimizer).__name__} and its eps={eps:g} round to 0; type "
+            "model.dtype=float32 with trainer.precision=16-mixed or bf16-mixed, or model.dtype=bfloat16"
+        )
 
 
 def clip(plugin: Precision, optimizer: Optimizer, value: float | None, algorithm: str | None) -> None:

@@ -17,7 +17,8 @@ from lightning_dpo.config.request import Request
 from lightning_dpo.data.report import ReportOptions, ches_page, data_page
 from lightning_dpo.loggers.metrics_csv import MetricsCSV
 from lightning_dpo.loggers.wandb import connect
-from lightning_dpo.models.loading import check_fits, check_path, load_tokenizer
+from lightning_dpo.models.checks import check_fits
+from lightning_dpo.models.loading import check_path, load_config, load_tokenizer
 from lightning_dpo.module import DPOModule
 from lightning_dpo.run.checkpoint import AtomicCheckpointIO
 from lightning_dpo.run.folder import RunFolder
@@ -53,7 +54,7 @@ def build(request: Request, folder: RunFolder, stop: Stop, began: float) -> Part
         began: start of the command, on the clock `time.monotonic`.
     """
     cfg = request.cfg
-    check_path(cfg.model.path)
+    config = load_config(cfg.model.path, cfg.model.trust_remote_code)
     if cfg.reference and cfg.reference.path:
         check_path(cfg.reference.path, "reference.path")
     L.seed_everything(cfg.seed, verbose=False)
@@ -68,8 +69,8 @@ def build(request: Request, folder: RunFolder, stop: Stop, began: float) -> Part
     report = data_page(data, folder.path, options.report_plot)
     if options.report and not options.report_ches:
         return None
+    check_fits(config, data.pairs())
     policy = instantiate(cfg.model)
-    check_fits(policy, data.pairs())
     if options.report_ches:
         ches_page(policy, data, folder.path, report)
     if options.report:
@@ -93,10 +94,11 @@ def build(request: Request, folder: RunFolder, stop: Stop, began: float) -> Part
     )
     warnings = [DisplacementWarning(), CollapseWarning(samples, cfg.warn_kl), RoundingWarning()]
     callbacks = [samples, throughput, *warnings, *instantiate(cfg.callbacks or {}).values(), *bar, saving]
-    return Parts(folder, _trainer(cfg, callbacks, metrics), module, data, samples, metrics, throughput, start, report)
+    trainer = _trainer(cfg, callbacks, metrics, resumes=start is not None)
+    return Parts(folder, trainer, module, data, samples, metrics, throughput, start, report)
 
 
-def _trainer(cfg: DictConfig, callbacks: list[L.Callback], metrics: MetricsCSV) -> L.Trainer:
+def _trainer(cfg: DictConfig, callbacks: list[L.Callback], metrics: MetricsCSV, resumes: bool) -> L.Trainer:
     accelerator = cfg.trainer.accelerator
     if accelerator == "auto":  # Lightning's own would also take Apple's MPS, on which this project is not tested
         accelerator = "gpu" if torch.cuda.is_available() else "cpu"
@@ -106,7 +108,7 @@ def _trainer(cfg: DictConfig, callbacks: list[L.Callback], metrics: MetricsCSV) 
         callbacks=callbacks,
         plugins=[AtomicCheckpointIO()],
         max_time=None,  # Lightning's would end the run as if it were finished
-        logger=[metrics, *(connect(partial(instantiate, node)) for node in (cfg.logger or {}).values())],
+        logger=[metrics, *(connect(partial(instantiate, node), resumes) for node in (cfg.logger or {}).values())],
     )
     for logger in trainer.loggers:
         logger.log_hyperparams(OmegaConf.to_container(cfg, resolve=True))

@@ -133,15 +133,17 @@ def _check_built(cfg: DictConfig, choices: Mapping[str, str | None]) -> None:
 
     from lightning_dpo.callbacks.alarms import CollapseWarning
     from lightning_dpo.module import DPOModule
+    from lightning_dpo.optim import check_moments
 
     _check_loss(cfg, instantiate(cfg.loss), choices)
+    dtype = torch.float16 if cfg.trainer.precision == "16-true" else getattr(torch, cfg.model.get("dtype", "float32"))
     for what, keys in ((DPOModule, ("scoring", "nonfinite")), (CollapseWarning, ("warn_kl",))):
         try:
             check_arguments(what, {key: cfg[key] for key in keys}, allow_missing=True)
         except ArgumentError as error:
             raise ConfigError(f"{error.name}={cfg[error.name]}: {error.message}") from None
     try:
-        instantiate(cfg.optimizer)([torch.nn.Parameter(torch.zeros(1))])
+        check_moments(instantiate(cfg.optimizer)([torch.nn.Parameter(torch.zeros(1, dtype=dtype))]))
     except (ValueError, RuntimeError) as error:
         raise ConfigError(f"optimizer: {error}{_in_file('optimizer', choices)}") from None
 

@@ -162,7 +162,12 @@ class PreferenceDataModule(L.LightningDataModule):
 
     def pairs(self) -> dict[str, PairBatch]:
         """All pairs of each source, by set and path: the pairs that a reference is computed for."""
-        return {f"{name}, {part.source.path}": part.pairs for name, part in self.tokenised_sources() if len(part)}
+        found: dict[str, PairBatch] = {}
+        for name, part in self.tokenised_sources():
+            label = f"{name}, {part.source.path}"  # two splits of a data set have one path
+            if len(part):
+                found[f"{label} ({len(found) + 1})" if label in found else label] = part.pairs
+        return found
 
     @property
     def stop_ids(self) -> list[int]:

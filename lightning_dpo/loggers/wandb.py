@@ -1,8 +1,11 @@
 """Weights & Biases: offline where it cannot be reached, and one W&B run per block."""
 
 import logging
+import re
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
+from functools import partial
+from pathlib import Path
 
 import wandb
 from lightning.pytorch.loggers import Logger, WandbLogger
@@ -18,10 +21,21 @@ UNREACHABLE = (CommError, UsageError)
 """W&B's errors without a key (AuthenticationError is a CommError) or a network."""
 
 
-def connect(build: Callable[..., Logger]) -> Logger:
-    """Build a logger and connect it, if it is W&B's. Without a key or a network it logs offline."""
+PART = re.compile(r"(?:offline-)?run-(\d+_\d+)-(.+)")
+"""W&B's folder of a process: its time, and the id of the run."""
+
+
+def connect(build: Callable[..., Logger], resumes: bool = False) -> Logger:
+    """Build a logger and connect it, if it is W&B's. Without a key or a network it logs offline.
+
+    Args:
+        resumes: whether the run goes on in its folder; it then keeps the id of its W&B run.
+    """
     logger = build()
     if isinstance(logger, WandbLogger):
+        if resumes and logger.version is None and (run := _last_run(Path(logger.save_dir or "."))):
+            build = partial(build, id=run)
+            logger = build()
         try:
             _start(logger)
         except UNREACHABLE as error:
@@ -32,6 +46,12 @@ def connect(build: Callable[..., Logger]) -> Logger:
             logger = build(mode="offline")
             _start(logger)  # type: ignore[arg-type]
     return logger
+
+
+def _last_run(folder: Path) -> str | None:
+    """The id of the W&B run that was last logged to in this folder."""
+    parts = [match.groups() for path in folder.glob("wandb/*") if (match := PART.fullmatch(path.name))]
+    return max(parts)[1] if parts else None
 
 
 def _start(logger: WandbLogger) -> None:

@@ -7,10 +7,17 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import torch
-from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    PreTrainedConfig,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+)
 
-from lightning_dpo.batch import PairBatch
 from lightning_dpo.errors import ConfigError
+from lightning_dpo.models.checks import check_weights
 from lightning_dpo.models.layers import checkpoint_activations, compile_layers, without_dropout
 
 HUB_ID = re.compile(r"[\w.-]+(/[\w.-]+)?")
@@ -24,7 +31,7 @@ def load_model(
     compile: bool = False,
     router_aux_loss_coef: Annotated[float, "[0, inf)"] | None = None,
 ) -> PreTrainedModel:
-    """A causal language model in evaluation mode, without dropout.
+    """A causal language model in evaluation mode, without dropout. Every weight comes from the folder, and is finite.
 
     Args:
         path: a folder, or a hub id such as `Qwen/Qwen3-0.6B`. Weights are read from safetensors only.
@@ -35,11 +42,17 @@ def load_model(
         router_aux_loss_coef: weight of the load-balancing loss of a mixture of experts; None keeps the setting of the
             model's configuration, which is usually off.
 
-    Errors: ConfigError for a path that does not exist, or an option that the model does not support.
+    Errors: ConfigError for a path that does not exist, a model that is not a causal one, is quantised or lacks
+    weights, and an option that the model does not support.
     """
-    model = AutoModelForCausalLM.from_pretrained(
-        check_path(path), dtype=getattr(torch, dtype), trust_remote_code=trust_remote_code, use_safetensors=True
+    config = load_config(path, trust_remote_code)
+    stored = config.dtype or torch.float32
+    options = {"trust_remote_code": trust_remote_code, "use_safetensors": True, "ignore_mismatched_sizes": True}
+    model, found = AutoModelForCausalLM.from_pretrained(
+        check_path(path), config=config, dtype=getattr(torch, dtype), output_loading_info=True, **options
     )
+    check_weights(model, found, f"model.path={path}")
+    model.stored_dtype = stored
     model.eval()
     if router_aux_loss_coef is not None:
         _balance_experts(model, router_aux_loss_coef)
@@ -48,6 +61,29 @@ def load_model(
     if compile:
         compile_layers(model)
     return model
+
+
+def load_config(path: str | Path, trust_remote_code: bool = False) -> PreTrainedConfig:
+    """The configuration of a folder or hub id.
+
+    Errors: ConfigError for a model that cannot be trained: not a causal language model, or with quantised weights.
+    """
+    config = AutoConfig.from_pretrained(check_path(path), trust_remote_code=trust_remote_code)
+    remote = "AutoModelForCausalLM" in (getattr(config, "auto_map", None) or {})
+    if type(config) not in AutoModelForCausalLM._model_mapping and not remote:
+        kind = "an encoder-decoder model" if config.is_encoder_decoder else "no causal language model"
+        kind = "a model of images and text" if hasattr(config, "vision_config") else kind
+        raise ConfigError(
+            f"model.path={path}: {config.model_type} is {kind} in transformers; preferences are trained on causal "
+            "language models of text: type the path of one, such as the text model saved by itself"
+        )
+    if (quantised := getattr(config, "quantization_config", None)) is not None:
+        method = dict(quantised if isinstance(quantised, dict) else quantised.to_dict()).get("quant_method")
+        raise ConfigError(
+            f"model.path={path}: its weights are quantised ({method}) and take no gradient; type the path of the "
+            "model that it was made from"
+        )
+    return config
 
 
 def _balance_experts(model: PreTrainedModel, weight: float) -> None:
@@ -76,25 +112,6 @@ def check_path(path: str | Path, key: str = "model.path") -> str:
     return text
 
 
-def check_fits(model: PreTrainedModel, sources: dict[str, PairBatch]) -> None:
-    """Errors: ConfigError for a pair with more tokens than the model has positions, or a token without an embedding."""
-    limit = getattr(model.config.get_text_config(), "max_position_embeddings", None)
-    embeddings = model.get_input_embeddings().weight.shape[0]  # type: ignore[union-attr]
-    for name, pairs in sources.items():
-        longest = int((pairs.prompt.lengths + torch.maximum(pairs.chosen.lengths, pairs.rejected.lengths)).max())
-        if limit is not None and longest > limit:
-            raise ConfigError(
-                f"data.max_length: the longest pair of {name} has {longest} tokens, but the model has {limit} "
-                f"positions; type data.max_length={limit}"
-            )
-        largest = max(int(side.values.max()) for side in (pairs.prompt, pairs.chosen, pairs.rejected))
-        if largest >= embeddings:
-            raise ConfigError(
-                f"model.path: {name} has token {largest}, but the model has {embeddings} embeddings; "
-                "the tokenizer belongs to another model"
-            )
-
-
 def plain_config(model: PreTrainedModel) -> dict:
     """The model's configuration as plain JSON values."""
     return json.loads(model.config.to_json_string(use_diff=False))
@@ -106,9 +123,18 @@ def from_plain_config(config: dict) -> PreTrainedModel:
     return AutoModelForCausalLM.from_config(settings).eval()
 
 
-def export(policy: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, folder: Path, card: str) -> None:
-    """Write the policy in Hugging Face format: safetensors, configuration, tokenizer and a model card."""
-    policy.save_pretrained(folder)
+def export(
+    policy: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, folder: Path, card: str, dtype: torch.dtype
+) -> None:
+    """Write the policy in Hugging Face format: safetensors, configuration, tokenizer and a model card.
+
+    Args:
+        dtype: of the weights in the file.
+    """
+    weights = {name: tensor.to(dtype) for name, tensor in policy.state_dict().items()}
+    trained, policy.config.dtype = policy.config.dtype, dtype
+    policy.save_pretrained(folder, state_dict=weights)
+    policy.config.dtype = trained
     if (backend := getattr(tokenizer, "backend_tokenizer", None)) is not None:
         backend.no_padding()  # settings of earlier calls, which a resumed run may not have made
         backend.no_truncation()
@@ -122,4 +148,9 @@ def as_model(model: PreTrainedModel | str | Path | Mapping[str, Any], trust_remo
         return from_plain_config(dict(model))
     if isinstance(model, str | Path):
         return load_model(str(model), trust_remote_code=trust_remote_code)
+    if hasattr(model, "peft_config"):
+        raise ConfigError(
+            f"{type(model).__name__}: a checkpoint of an adapter could not be loaded again; pass the model with the "
+            "adapter merged, model.merge_and_unload()"
+        )
     return without_dropout(model)

@@ -1,14 +1,19 @@
 """The interface of references."""
 
+import logging
 from collections.abc import Callable
 from contextlib import AbstractContextManager
+from typing import Any
 
 from lightning.pytorch import Trainer
 from torch import nn
 from transformers import PreTrainedModel
 
 from lightning_dpo.batch import PairBatch, TokenLogps
+from lightning_dpo.models import check_fits, check_tokenizers, load_tokenizer
 from lightning_dpo.scoring import Scorer, Scoring
+
+log = logging.getLogger(__name__)
 
 
 class Reference(nn.Module):
@@ -28,8 +33,24 @@ class Reference(nn.Module):
     def __init__(self, path: str | None = None):
         super().__init__()
         self.path = path
+        self._checked: Any = None
         self.is_policy = False
         """Whether the policy has the reference's weights: from `prepare` until a step or a checkpoint changes them."""
+
+    def check(self, model: PreTrainedModel, trainer: Trainer) -> None:
+        """Errors: ConfigError if the model of `path` does not know the tokens or the lengths of the trainer's data."""
+        data: Any = getattr(trainer, "datamodule", None)
+        if self.path is None or data is self._checked or not hasattr(data, "pairs"):
+            return
+        self._checked = data
+        key, pairs = f"reference.path={self.path}", data.pairs()
+        check_fits(model.config, pairs, key)
+        try:
+            tokenizer = load_tokenizer(self.path)
+        except (OSError, ValueError) as error:
+            log.warning("%s has no tokenizer to compare with the policy's: %s", key, str(error).splitlines()[0])
+        else:
+            check_tokenizers(data.tokenizer, tokenizer, pairs, key)
 
     def bind(self, policy: PreTrainedModel, load: Callable[[str], PreTrainedModel], scoring: Scoring) -> None:
         """Called once, by the module that owns both; `load` builds a model from a path as the policy was built."""

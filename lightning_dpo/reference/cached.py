@@ -57,6 +57,7 @@ class CachedReference(Reference):
         if not missing:
             return
         model = _placed(policy if self.path is None else self._loaded(), trainer)
+        self.check(model, trainer)
         weights = weights_sha256(model)
         if self._weights not in (None, weights):
             raise ValueError(f"the reference is the policy before training, which has been trained since; {REMEDY}")

@@ -29,6 +29,7 @@ class CopyReference(Reference):
             # Not in `bind`: a module that is loaded from a checkpoint is built with random weights first.
             self._freeze(copy.deepcopy(policy))
             self.is_policy = True
+        self.check(self.model, trainer)
 
     def _freeze(self, model: PreTrainedModel) -> None:
         self.model = model.requires_grad_(False).eval()

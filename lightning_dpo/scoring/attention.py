@@ -210,9 +210,11 @@ def packed_attention(model: PreTrainedModel, stay: bool) -> Iterator[None]:
     enable(model)
     try:
         yield
-    finally:
-        if not (before or stay):
-            disable(model)
+    except BaseException:
+        disable(model)
+        raise
+    if not (before or stay):
+        disable(model)
 
 
 @contextmanager

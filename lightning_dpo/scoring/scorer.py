@@ -11,8 +11,10 @@ from transformers import PreTrainedModel
 from lightning_dpo.batch import PairBatch, TokenLogps
 from lightning_dpo.errors import ConfigError
 from lightning_dpo.losses.types import PairLogps
+from lightning_dpo.models.checks import rope_limit
 from lightning_dpo.ragged import Ragged, Sharing, ranges
 from lightning_dpo.scoring.attention import packed_attention, plain_attention
+from lightning_dpo.scoring.causality import check_causal
 from lightning_dpo.scoring.head import Head, States, captured_head_input, find_head, in_chunks
 from lightning_dpo.scoring.layout import Layout, padded_groups, shared_prefix
 from lightning_dpo.scoring.load_balancing import load_balancing_loss
@@ -61,6 +63,7 @@ class Scorer:
         self.why_not_packed = None if scoring == "padded" else why_not_packed(model)
         """Why `auto` pads batches; None where it does not."""
         self._refuse()
+        self._rope_limit = rope_limit(model.config)
         self._prepared = False
         self._head: Head | None = None
         self.forwards = 0
@@ -108,6 +111,12 @@ class Scorer:
         """States that predict the response tokens of these numbers (ascending; None: all), and the experts' loss."""
         if (prompt.lengths == 0).any():
             raise ValueError("a pair has no prompt token, so nothing predicts its first response token")
+        longest = int((prompt.lengths + response.lengths).max())
+        if self._rope_limit is not None and longest > self._rope_limit:
+            raise ConfigError(
+                f"a row of {longest} tokens would change the rotary angles of the rows beside it, which this model "
+                f"chooses by the longest one from {self._rope_limit} tokens on; type data.max_length={self._rope_limit}"
+            )
         self.prepare()
         self.forwards += 1
         if self.layout == "shared_prefix":
@@ -118,10 +127,12 @@ class Scorer:
             return self._forward(padded_groups(prompt, response), tokens)
 
     def prepare(self) -> None:
-        """Settle the layout by the probe, and find the head. The first batch does this if nothing did before."""
+        """Check that the model is causal, settle the layout by the probe, and find the head. The first batch does this if
+        nothing did before."""
         if self._prepared:
             return
         self._prepared = True
+        check_causal(self.model)
         if self.layout == "shared_prefix":
             self.why_not_packed = probe_packing(self.model)
             self._refuse()

@@ -67,6 +67,23 @@ def test_wandb_has_the_axis_and_the_best_values(command, short, tmp_path, wandb_
     assert [r["exit"]["exit_code"] for r in records if r["type"] == "exit"] == [0]
 
 
+def test_a_resumed_run_goes_on_in_its_wandb_run_and_another_run_does_not(command, short, tmp_path):
+    options = [*short, "samples.n=0", "scheduler=constant"]
+
+    def parts(folder: str) -> list[str]:
+        return [path.name.split("-")[-1] for path in (tmp_path / folder / "wandb").glob("offline-run-*")]
+
+    assert command(*options, "trainer.max_steps=1")[0] == 0
+    code, output = command(*options, "trainer.max_steps=2", "resume_override=true")
+    assert code == 0, output
+    first, second = parts("run")
+    assert first == second
+    checkpoint = f"resume={tmp_path}/run/checkpoints/last.ckpt"
+    branch = [f"output_dir={tmp_path}/branch", "trainer.max_steps=3", "resume_override=true", checkpoint]
+    assert command(*options, *branch)[0] == 0
+    assert len(parts("branch")) == 1 and parts("branch") != [first]
+
+
 def test_each_job_of_a_sweep_is_a_run_of_one_group_with_its_exit_code(command, short, tmp_path, wandb_records):
     options = [s for s in short if not s.startswith("output_dir")]
     scorer = "samples.scorer=tests.sweep.test_sweep.break_for_seed_1"

@@ -87,9 +87,10 @@ def fit(parts: "Parts", request: Request) -> None:
         console.say(f"resuming   from {parts.start}")
     elif data.val_sets:
         trainer.validate(module, datamodule=data, verbose=False)
-        parts.folder.check_objective(parts.metrics)
+        parts.folder.check_measured(parts.metrics)
     trainer.fit(module, datamodule=data, ckpt_path=parts.start, weights_only=True)
-    if data.val_sets and parts.throughput.validated_at != trainer.global_step:  # max_steps ended it within an epoch
+    unseen = parts.best is not None and parts.best.step is None  # asked for at the end of a resumed run
+    if data.val_sets and (unseen or parts.throughput.validated_at != trainer.global_step):  # max_steps, in an epoch
         trainer.validate(module, datamodule=data, verbose=False)
 
 
@@ -101,10 +102,10 @@ def export(parts: "Parts", request: Request, began: float) -> float | None:
     folder, metrics, samples = parts.folder, parts.metrics, parts.samples
     if parts.data.streaming:
         stream_page(parts.data, folder.path, parts.report)
-    folder.export(parts.trainer, parts.module, parts.data.tokenizer, request.choices)
+    folder.export(parts.trainer, parts.module, parts.data.tokenizer, request.choices, parts.best)
     seconds = time.monotonic() - began
-    objective = folder.summarise(parts.module, parts.report, metrics, parts.throughput, seconds)
-    footer(metrics, samples.first, samples.last, folder.path)
+    objective = folder.summarise(parts.module, parts.report, metrics, parts.throughput, parts.best, seconds)
+    footer(metrics, samples.first, samples.last, parts.best, folder.path)
     return objective
 
 

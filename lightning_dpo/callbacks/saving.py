@@ -11,6 +11,7 @@ from lightning.pytorch.callbacks import Timer
 from lightning.pytorch.trainer.states import TrainerFn
 
 from lightning_dpo import nonfinite
+from lightning_dpo.callbacks.best import Best
 from lightning_dpo.errors import ConfigError, OutOfTime
 from lightning_dpo.files import LineFile, fsync
 from lightning_dpo.loggers.metrics_csv import MetricsCSV
@@ -69,8 +70,9 @@ class Saving(L.Callback):
         sizes = [(p.numel() * p.element_size(), p.requires_grad) for p in pl_module.policy.parameters()]
         weights, moments = sum(size for size, _ in sizes), 2 * sum(size for size, trained in sizes if trained)
         # Two checkpoints, a third while it is written, and the exported model.
+        best = 2 * weights * any(isinstance(callback, Best) for callback in trainer.callbacks)  # type: ignore[attr-defined]
         existing = sum(path.stat().st_size for path in (self.folder / "checkpoints").glob("*.ckpt"))
-        need, free = 3 * (weights + moments) + weights - existing, shutil.disk_usage(self.folder).free
+        need, free = 3 * (weights + moments) + weights + best - existing, shutil.disk_usage(self.folder).free
         if free < need:
             raise ConfigError(
                 f"{self.folder}: {free / 1e9:.3g} GB are free; checkpoints (weights and moments) and the model need "

@@ -11,6 +11,7 @@ from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
 
 from lightning_dpo.callbacks.alarms import CollapseWarning, DisplacementWarning, RoundingWarning
+from lightning_dpo.callbacks.best import Best
 from lightning_dpo.callbacks.progress_bar import PairProgressBar
 from lightning_dpo.callbacks.saving import Saving
 from lightning_dpo.config.request import Request
@@ -42,6 +43,7 @@ class Parts:
     samples: SampleCallback
     metrics: MetricsCSV
     throughput: Throughput
+    best: Best | None
     start: Path | None
     report: dict[str, Any]
 
@@ -93,9 +95,11 @@ def build(request: Request, folder: RunFolder, stop: Stop, began: float) -> Part
         folder.path, cfg.checkpoint.every_n_steps, metrics, folder.metadata, stop, cfg.trainer.max_time, began
     )
     warnings = [DisplacementWarning(), CollapseWarning(samples, cfg.warn_kl), RoundingWarning()]
-    callbacks = [samples, throughput, *warnings, *instantiate(cfg.callbacks or {}).values(), *bar, saving]
+    best = Best(folder.path, **cfg.checkpoint) if cfg.checkpoint.best else None
+    own = [*warnings, *([best] if best else []), *instantiate(cfg.callbacks or {}).values(), *bar]
+    callbacks = [samples, throughput, *own, saving]
     trainer = _trainer(cfg, callbacks, metrics, resumes=start is not None)
-    return Parts(folder, trainer, module, data, samples, metrics, throughput, start, report)
+    return Parts(folder, trainer, module, data, samples, metrics, throughput, best, start, report)
 
 
 def _trainer(cfg: DictConfig, callbacks: list[L.Callback], metrics: MetricsCSV, resumes: bool) -> L.Trainer:

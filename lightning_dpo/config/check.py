@@ -132,16 +132,25 @@ def _check_built(cfg: DictConfig, choices: Mapping[str, str | None]) -> None:
     from hydra.utils import instantiate
 
     from lightning_dpo.callbacks.alarms import CollapseWarning
+    from lightning_dpo.callbacks.best import Best
+    from lightning_dpo.models.loading import export
     from lightning_dpo.module import DPOModule
     from lightning_dpo.optim import check_moments
 
     _check_loss(cfg, instantiate(cfg.loss), choices)
     dtype = torch.float16 if cfg.trainer.precision == "16-true" else getattr(torch, cfg.model.get("dtype", "float32"))
-    for what, keys in ((DPOModule, ("scoring", "nonfinite")), (CollapseWarning, ("warn_kl",))):
+    own: list[tuple[Any, str, Any]] = [
+        (DPOModule, "", {key: cfg[key] for key in ("scoring", "nonfinite")}),
+        (CollapseWarning, "", {"warn_kl": cfg.warn_kl}),
+        (Best, "checkpoint.", {**cfg.checkpoint, "best": cfg.checkpoint.best or ""}),
+        (export, "export.", cfg.export),
+    ]
+    for what, group, values in own:
         try:
-            check_arguments(what, {key: cfg[key] for key in keys}, allow_missing=True)
+            check_arguments(what, values, allow_missing=True)
         except ArgumentError as error:
-            raise ConfigError(f"{error.name}={cfg[error.name]}: {error.message}") from None
+            key = f"{group}{error.name}"
+            raise ConfigError(f"{key}={OmegaConf.select(cfg, key)}: {error.message}") from None
     try:
         check_moments(instantiate(cfg.optimizer)([torch.nn.Parameter(torch.zeros(1, dtype=dtype))]))
     except (ValueError, RuntimeError) as error:

@@ -74,6 +74,12 @@ def _rules(cfg: dict[str, Any]) -> dict[str, bool]:
         ),
         f"trainer.val_check_interval={check}: by the clock no two runs validate at the same steps; "
         "type a share or a number": not isinstance(check, int | float | None),
+        f"checkpoint.best={cfg['checkpoint']['best']} with data.val=null: nothing is validated; set data.val": (
+            bool(cfg["checkpoint"]["best"]) and data.get("val") is None
+        ),
+        f"checkpoint.best={cfg['checkpoint']['best']}: names of metrics of validations begin with val/; see metrics.csv": (
+            not str(cfg["checkpoint"]["best"] or "val/").startswith("val/")
+        ),
         "optimizer.fused=true with trainer.precision=16-mixed: a fused step unscales its gradients after they are "
         "clipped and logged; type optimizer.fused=false, or trainer.precision=bf16-mixed": (
             scaled and bool(cfg["optimizer"].get("fused"))

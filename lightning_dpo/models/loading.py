@@ -20,12 +20,13 @@ from lightning_dpo.errors import ConfigError
 from lightning_dpo.models.checks import check_weights
 from lightning_dpo.models.layers import checkpoint_activations, compile_layers, without_dropout
 
+Dtype = Literal["float32", "bfloat16", "float16", "float64"]
 HUB_ID = re.compile(r"[\w.-]+(/[\w.-]+)?")
 
 
 def load_model(
     path: str,
-    dtype: Literal["float32", "bfloat16", "float16", "float64"] = "float32",
+    dtype: Dtype = "float32",
     trust_remote_code: bool = False,
     activation_checkpointing: bool = False,
     compile: bool = False,
@@ -124,22 +125,27 @@ def from_plain_config(config: dict) -> PreTrainedModel:
 
 
 def export(
-    policy: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, folder: Path, card: str, dtype: torch.dtype
+    policy: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, folder: Path, card: str, dtype: Dtype | None = None
 ) -> None:
     """Write the policy in Hugging Face format: safetensors, configuration, tokenizer and a model card.
 
     Args:
-        dtype: of the weights in the file.
+        card: its text, in which {dtype} stands for that of the weights.
+        dtype: of the weights in the file; None: as in the folder that the model came from.
     """
-    weights = {name: tensor.to(dtype) for name, tensor in policy.state_dict().items()}
-    trained, policy.config.dtype = policy.config.dtype, dtype
+    kept: Any = getattr(torch, dtype) if dtype else getattr(policy, "stored_dtype", policy.dtype)
+    name = str(kept).removeprefix("torch.")
+    weights = {n: t.to(kept) if t.is_floating_point() else t for n, t in policy.state_dict().items()}
     policy.save_pretrained(folder, state_dict=weights)
-    policy.config.dtype = trained
+    if kept != policy.dtype:  # save_pretrained writes that of the policy into the configuration
+        path = folder / "config.json"
+        keys = json.loads(path.read_text(encoding="utf-8"))
+        path.write_text(json.dumps(keys | {"dtype": name}, indent=2, sort_keys=True) + "\n", encoding="utf-8")
     if (backend := getattr(tokenizer, "backend_tokenizer", None)) is not None:
         backend.no_padding()  # settings of earlier calls, which a resumed run may not have made
         backend.no_truncation()
     tokenizer.save_pretrained(folder)
-    (folder / "README.md").write_text(card, encoding="utf-8")
+    (folder / "README.md").write_text(card.replace("{dtype}", name), encoding="utf-8")
 
 
 def as_model(model: PreTrainedModel | str | Path | Mapping[str, Any], trust_remote_code: bool) -> PreTrainedModel:

@@ -23,6 +23,7 @@ from lightning_dpo.run import checkpoint
 from lightning_dpo.run.identity import differences, may_change
 from lightning_dpo.run.records import locked
 from lightning_dpo.run.throughput import Throughput
+from lightning_dpo.signatures import leaves
 
 log = logging.getLogger(__name__)
 
@@ -142,36 +143,53 @@ class RunFolder:
             log.warning("resuming although these settings changed: %s", "; ".join(changed))
         return bool(changed)
 
-    def export(self, trainer: L.Trainer, module: DPOModule, tokenizer: PreTrainedTokenizerBase, choices: dict) -> None:
-        """checkpoints/last.ckpt for Lightning and model/ for transformers."""
+    def export(
+        self, trainer: L.Trainer, module: DPOModule, tokenizer: PreTrainedTokenizerBase, choices: dict, best: Any
+    ) -> None:
+        """checkpoints/last.ckpt for Lightning, and for transformers model/ with the last weights or those of `best`."""
         trainer.save_checkpoint(self.path / "checkpoints" / checkpoint.LAST)
+        if best is not None:
+            best.load_into(module)
         loss: Any = OmegaConf.to_container(self.cfg.loss, resolve=True)
         card = MODEL_CARD.format(
             base=self.cfg.model.path,
             loss=choices["loss"],
             parameters=json.dumps({k: v for k, v in loss.items() if not k.startswith("_")}),
             data=self.cfg.data.train,
-            steps=trainer.global_step,
+            steps=trainer.global_step if best is None else f"{best.step}, the best by {best.name}",
+            dtype="{dtype}",
             version=version("lightning-dpo"),
         )
         with whole_folder(self.path / "model") as folder:
-            export(module.policy, tokenizer, folder, card)
+            export(module.policy, tokenizer, folder, card, self.cfg.export.dtype)
 
-    def check_objective(self, metrics: MetricsCSV) -> None:
-        """After the first validation. Errors: ConfigError if validation does not measure the objective."""
-        name, known = self.cfg.objective, sorted(n for n in metrics.last if n.startswith("val/"))
-        if name.startswith("val/") and name not in known:
-            raise ConfigError(f"objective={name}: this run does not measure it; allowed: {', '.join(known)}")
+    def check_measured(self, metrics: MetricsCSV) -> None:
+        """After the first validation. Errors: ConfigError if it does not measure a metric that a setting names."""
+        plain: Any = OmegaConf.to_container(self.cfg, resolve=True)
+        named = {key: name for key, name in leaves(plain).items() if key == "objective" or key.endswith(".monitor")}
+        known = sorted(n for n in metrics.last if n.startswith("val/"))
+        for key, name in named.items():
+            if str(name).startswith("val/") and name not in known:
+                raise ConfigError(f"{key}={name}: this run does not measure it; allowed: {', '.join(known)}")
 
     def summarise(
-        self, module: DPOModule, report: dict[str, Any], metrics: MetricsCSV, throughput: Throughput, seconds: float
+        self,
+        module: DPOModule,
+        report: dict[str, Any],
+        metrics: MetricsCSV,
+        throughput: Throughput,
+        best: Any,
+        seconds: float,
     ) -> float | None:
-        """Write summary.json, which marks the run as finished; returns the objective, None if it was not logged."""
-        objective = metrics.last.get(self.cfg.objective)
+        """Write summary.json, which marks the run as finished; returns the objective, of the exported weights where it is
+        validated, None if it was not logged."""
+        exported = None if best is None else {"name": best.name, "step": best.step, "metrics": best.metrics}
+        objective = (metrics.last if best is None else {**metrics.last, **best.metrics}).get(self.cfg.objective)
         summary: dict[str, Any] = {
             "objective": {"name": self.cfg.objective, "value": objective},
             "run": self.metadata,
             "metrics": metrics.last,
+            **({} if exported is None else {"best": exported}),
             "metrics_at_start": {k: v for k, v in metrics.first.items() if k.startswith("val/")},
             "steps": module.trainer.global_step,
             "data": report["pairs"],
@@ -200,4 +218,5 @@ tags: [preference-tuning, lightning-dpo]
 - loss: `{loss}` with `{parameters}`
 - data: `{data}`
 - optimizer steps: {steps}
+- weights: {dtype}
 """

@@ -18,11 +18,11 @@ from lightning_dpo.files import file_sha256
 from lightning_dpo.safety import secrets
 from lightning_dpo.signatures import leaves
 
-PLACES = ("output_dir", "run_name", "sweep_name", "logger", "resume", "resume_override", "checkpoint")
+PLACES = ("output_dir", "run_name", "sweep_name", "logger", "resume", "resume_override")
 """Where a run's numbers go and how it resumes. Values that other keys take from these (`${output_dir}`) are ignored."""
 
 MAY_CHANGE: dict[str, tuple[str, ...]] = {
-    **dict.fromkeys((*PLACES, "hydra", "trainer.default_root_dir"), ("resume", "sweep", "report")),
+    **dict.fromkeys((*PLACES, "hydra", "trainer.default_root_dir", "checkpoint.every_n_steps"), ("resume", "sweep", "report")),
     "reference.cache_dir": ("resume", "sweep", "report"),
     "objective": ("resume", "report"),
     **dict.fromkeys(
@@ -33,7 +33,7 @@ MAY_CHANGE: dict[str, tuple[str, ...]] = {
 }
 """Keys (and all below them) that change no number, and where another value of them still means the same run."""
 
-ADDED: dict[str, Any] = {}
+ADDED: dict[str, Any] = {"export.dtype": None, "checkpoint.best": None, "checkpoint.mode": "auto"}
 """Keys that runs of older versions lack, and the value that keeps their behaviour."""
 
 CHANGED_DEFAULTS: dict[tuple[str, Any, Any], tuple[str, str, str]] = {

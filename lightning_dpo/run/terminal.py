@@ -39,11 +39,12 @@ def header(cfg: DictConfig, choices: dict[str, str | None], module: DPOModule) -
         say(Text(f"optimizer.lr={cfg.optimizer.lr:g} is the bundled tiny model's; {advice}", style="yellow"))
 
 
-def footer(metrics: MetricsCSV, first: Sequence[Any], last: Sequence[Any], folder: Path) -> None:
+def footer(metrics: MetricsCSV, first: Sequence[Any], last: Sequence[Any], best: Any, folder: Path) -> None:
     """Print a table of the first and the last validation, some completions of both, and the files written.
 
     Args:
         first, last: completions (`prompt`, `text`) of these validations, in the same order.
+        best: what was exported, if not the last weights.
     """
     table = Table("held out", "before", "after")
     for label, name in TABLE.items():
@@ -59,5 +60,7 @@ def footer(metrics: MetricsCSV, first: Sequence[Any], last: Sequence[Any], folde
     for before, after in list(drawn)[:3]:
         text = Text(f"{before.prompt}\n").append("  before  ", style="dim").append(before.text.strip())
         console.print(text.append("\n  after   ", style="dim").append(after.text.strip()))
+    if best is not None:
+        console.print(f"model/ has the weights of step {best.step}, the best {best.name}: {best.metrics[best.name]:.4g}")
     written = sorted(p.name + ("/" if p.is_dir() else "") for p in folder.iterdir())
     console.print(f"written to {folder}: {', '.join(written)}", soft_wrap=True)

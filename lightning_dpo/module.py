@@ -165,7 +165,7 @@ class DPOModule(L.LightningModule):
 
     def on_train_start(self) -> None:
         if isinstance(data := getattr(self.trainer, "datamodule", None), PreferenceDataModule):
-            data.count_batches(self.trainer)
+            data.position.count_batches(self.trainer)
 
     def on_validation_start(self) -> None:
         self.ledger.write(self.trainer)

@@ -77,7 +77,7 @@ def _rules(cfg: dict[str, Any]) -> dict[str, bool]:
         f"checkpoint.best={cfg['checkpoint']['best']} with data.val=null: nothing is validated; set data.val": (
             bool(cfg["checkpoint"]["best"]) and data.get("val") is None
         ),
-        f"checkpoint.best={cfg['checkpoint']['best']}: names of metrics of validations begin with val/; see metrics.csv": (
+        f"checkpoint.best={cfg['checkpoint']['best']}: a validation's metrics begin with val/; see metrics.csv": (
             not str(cfg["checkpoint"]["best"] or "val/").startswith("val/")
         ),
         "optimizer.fused=true with trainer.precision=16-mixed: a fused step unscales its gradients after they are "

@@ -3,7 +3,6 @@
 from collections import Counter
 from collections.abc import Mapping
 from functools import cached_property
-from math import ceil
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -16,6 +15,7 @@ from lightning_dpo.data.chat import template_text
 from lightning_dpo.data.columns import RowEncoder
 from lightning_dpo.data.formats import COLUMNS, Format, RankedPairs
 from lightning_dpo.data.loader import default_workers, loader
+from lightning_dpo.data.position import Limits, Position
 from lightning_dpo.data.sampler import EpochSampler
 from lightning_dpo.data.sets import PairSet, split_by_prompt
 from lightning_dpo.data.sources import Source, sources
@@ -102,7 +102,7 @@ class PreferenceDataModule(L.LightningDataModule):
         self.num_workers, self.seed = (default_workers() if num_workers is None else num_workers), seed
         self.train_pairs: PairSet | None = None
         self.val_sets: dict[str, PairSet] = {}
-        self._limits = [batch_size, max_tokens]
+        self.limits = Limits(batch_size, max_tokens)
         self._rewind()
         if streaming and isinstance(val, float):
             raise DataError(f"data.val={val} with data.streaming=true: a stream cannot be split by prompt; name a file")
@@ -180,17 +180,17 @@ class PreferenceDataModule(L.LightningDataModule):
             stream = PairStream(
                 self.sources, self.format, self.encoder, self.batch_size, self.seed, self.shuffle, self.stop_at_bad
             )
-            return StreamLoader(stream, min(self.num_workers, 1), self._epoch, self._rows_used)
+            return StreamLoader(stream, min(self.num_workers, 1), self.position.epoch, self.position.rows_used)
         assert self.train_pairs is not None, "call setup() first"
         order = self._order(self.train_pairs)
-        order.set_epoch(self._epoch)
+        order.set_epoch(self.position.epoch)
         if self.max_tokens and (parts := [source.weight for source in self.sources if source.weight % 1]):
             raise DataError(
                 f"data.max_tokens={self.max_tokens} with a weight of {parts[0]} in data.train: batches are formed once "
                 "for all epochs, but a fraction of a source differs by epoch; use whole weights"
             )
-        order.start = self._pairs_taken
-        return self._loader(self.train_pairs, order, self._batches)
+        order.start = self.position.pairs
+        return self._loader(self.train_pairs, order, self.position.batches)
 
     def val_dataloader(self) -> list[DataLoader]:
         return [
@@ -211,60 +211,31 @@ class PreferenceDataModule(L.LightningDataModule):
 
     def used(self, batch: PairBatch, epoch: int, last: bool = False) -> None:
         """Record that training has taken this batch, the last one of the epoch or not."""
+        self.position = self.position.after(batch, epoch, last)
         self.stream_counts.update(batch.rows_read)
-        if last:
-            self._move_to(epoch + 1)
-        else:
-            before = (self._batches, self._pairs_taken) if epoch == self._epoch else (0, 0)
-            self._move_to(epoch, before[0] + 1, before[1] + len(batch), batch.rows_used)
-
-    def count_batches(self, trainer: L.Trainer) -> None:
-        """Tell Lightning how many batches of this epoch are done; a checkpoint counts those of its own batch size."""
-        done = trainer.fit_loop.epoch_loop.batch_progress.current
-        shift = self._batches - done.ready if self._pairs_taken else 0
-        for name in ("ready", "started", "processed", "completed"):
-            setattr(done, name, getattr(done, name) + shift)
 
     def _rewind(self) -> None:
-        self._move_to(0)
+        self.position = Position()
+        """Where the next training loader begins."""
         self.stream_counts: Counter = Counter()
         """Outcomes of the rows that training has read from a stream: pairs, and the reasons of dropped rows."""
-
-    def _move_to(self, epoch: int, batches: int = 0, pairs: int = 0, rows_used: int = 0) -> None:
-        """Set where the next training loader begins: the batches and pairs taken in the epoch, the rows of a stream."""
-        self._epoch, self._batches, self._pairs_taken, self._rows_used = epoch, batches, pairs, rows_used
 
     def content(self) -> dict[str, list[str]]:
         """Content hashes of each set's sources, in order. Equal lists mean equal pairs. A stream has none."""
         return {name: [part.folder.name for part in pairs.parts] for name, pairs in self.sets().items()}
 
     def state_dict(self) -> dict[str, Any]:
-        """The position in the data: epoch, batches and pairs taken in it, and for a stream its rows and outcomes."""
+        """The position in the data, and for a stream the outcomes of its rows."""
         return {
-            "epoch": self._epoch,
-            "batches": self._batches,
-            "pairs": self._pairs_taken,
-            "limits": self._limits,
-            "rows_used": self._rows_used,
+            **self.position._asdict(),
+            "limits": list(self.limits),
             "stream_counts": dict(self.stream_counts),
         }
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """The next training loader begins at this position. Another batch size resumes at the same pair.
-
-        Errors: DataError within an epoch of other token batches.
-        """
-        batches, limits = state_dict["batches"], state_dict.get("limits", self._limits)
-        pairs = state_dict.get("pairs", batches * self.batch_size)  # 0.1.0 saved neither limits nor pairs
-        if batches and limits != self._limits and (limits[1] or self.max_tokens):
-            raise DataError(
-                f"the checkpoint is within an epoch of batches with data.batch_size={limits[0]} and "
-                f"data.max_tokens={limits[1]}; other limits make other batches of its pairs, so set these two"
-            )
-        if batches and limits != self._limits and self.train_pairs is not None:
-            total = len(self._order(self.train_pairs))
-            batches = ceil(total / self.batch_size) - ceil((total - pairs) / self.batch_size)
-        self._move_to(state_dict["epoch"], batches, pairs, state_dict["rows_used"])
+        """The next training loader begins at this position. Errors: DataError, see Position."""
+        pairs = None if self.train_pairs is None else len(self._order(self.train_pairs))
+        self.position = Position.restored(state_dict, self.limits, pairs)
         self.stream_counts = Counter(state_dict["stream_counts"])
 
 

@@ -39,12 +39,13 @@ def rope_limit(config: PreTrainedConfig) -> int | None:
 def check_fits(config: PreTrainedConfig, sources: Mapping[str, PairBatch], key: str = "model.path") -> None:
     """Errors: ConfigError for a pair with more tokens than the model has positions, or a token without an embedding."""
     limit, embeddings = positions(config), config.get_text_config().vocab_size
+    kind = " with the same rotary angles" if limit is not None and limit == rope_limit(config) else ""
     for name, pairs in sources.items():
         longest = int((pairs.prompt.lengths + torch.maximum(pairs.chosen.lengths, pairs.rejected.lengths)).max())
         if limit is not None and longest > limit:
             raise ConfigError(
                 f"data.max_length: the longest pair of {name} has {longest} tokens, but the model has {limit} "
-                f"positions{' with the same rotary angles' * (limit == rope_limit(config))}; type data.max_length={limit}"
+                f"positions{kind}; type data.max_length={limit}"
             )
         largest = max(int(side.values.max()) for side in (pairs.prompt, pairs.chosen, pairs.rejected))
         if largest >= embeddings:
@@ -72,8 +73,8 @@ def check_tokenizers(
 
 
 def check_weights(model: PreTrainedModel, found: Mapping[str, Any], where: str) -> None:
-    """Errors: ConfigError for weights that are missing in the folder, have another shape, or are not finite. Weights that
-    are all zero, and tensors of the folder that the model has not, are warned about.
+    """Errors: ConfigError for weights that are missing in the folder, have another shape, or are not finite. Warnings for
+    weights that are all zero, and for tensors of the folder that the model does not have.
 
     Args:
         found: what `from_pretrained(output_loading_info=True)` reports.

@@ -181,8 +181,8 @@ class RunFolder:
         best: Any,
         seconds: float,
     ) -> float | None:
-        """Write summary.json, which marks the run as finished; returns the objective, of the exported weights where it is
-        validated, None if it was not logged."""
+        """Write summary.json, which marks the run as finished; returns the objective, None if it was not logged. With
+        `best` it is that of the exported weights."""
         exported = None if best is None else {"name": best.name, "step": best.step, "metrics": best.metrics}
         objective = (metrics.last if best is None else {**metrics.last, **best.metrics}).get(self.cfg.objective)
         summary: dict[str, Any] = {

@@ -22,7 +22,9 @@ PLACES = ("output_dir", "run_name", "sweep_name", "logger", "resume", "resume_ov
 """Where a run's numbers go and how it resumes. Values that other keys take from these (`${output_dir}`) are ignored."""
 
 MAY_CHANGE: dict[str, tuple[str, ...]] = {
-    **dict.fromkeys((*PLACES, "hydra", "trainer.default_root_dir", "checkpoint.every_n_steps"), ("resume", "sweep", "report")),
+    **dict.fromkeys(
+        (*PLACES, "hydra", "trainer.default_root_dir", "checkpoint.every_n_steps"), ("resume", "sweep", "report")
+    ),
     "reference.cache_dir": ("resume", "sweep", "report"),
     "objective": ("resume", "report"),
     **dict.fromkeys(

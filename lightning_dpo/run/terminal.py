@@ -61,6 +61,8 @@ def footer(metrics: MetricsCSV, first: Sequence[Any], last: Sequence[Any], best:
         text = Text(f"{before.prompt}\n").append("  before  ", style="dim").append(before.text.strip())
         console.print(text.append("\n  after   ", style="dim").append(after.text.strip()))
     if best is not None:
-        console.print(f"model/ has the weights of step {best.step}, the best {best.name}: {best.metrics[best.name]:.4g}")
+        console.print(
+            f"model/ has the weights of step {best.step}, the best {best.name}: {best.metrics[best.name]:.4g}"
+        )
     written = sorted(p.name + ("/" if p.is_dir() else "") for p in folder.iterdir())
     console.print(f"written to {folder}: {', '.join(written)}", soft_wrap=True)

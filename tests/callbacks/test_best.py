@@ -63,7 +63,10 @@ def test_it_works_with_early_stopping(command, short, tmp_path):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        (["checkpoint.best=val/rewards/acuracies"], "checkpoint.best=val/rewards/acuracies: this run does not measure it"),
+        (
+            ["checkpoint.best=val/rewards/acuracies"],
+            "checkpoint.best=val/rewards/acuracies: this run does not measure it",
+        ),
         (
             ["+callbacks.stop={_target_: lightning.pytorch.callbacks.EarlyStopping, monitor: val/los}"],
             "callbacks.stop.monitor=val/los: this run does not measure it; allowed: ",

@@ -155,6 +155,7 @@ def test_margins_reach_odpo_and_other_losses_refuse_them():
     batch = random_pairs()
     batch.margin = torch.arange(6.0)
     run = DPOModule(llama(), partial(losses.odpo, beta=0.1), CopyReference())
+    run.reference.prepare(run.policy, trainer())
     torch.testing.assert_close(run._losses(batch)[1], -torch.nn.functional.logsigmoid(-batch.margin))
     with pytest.raises(ValueError, match="loss=odpo"):
         DPOModule(llama(), partial(losses.dpo, beta=0.1), CopyReference())._losses(batch)

@@ -135,7 +135,9 @@ def test_the_first_batch_check_compares_a_copied_reference_after_a_checkpoint(da
     run.fit(module(), datamodule=data())
     run.save_checkpoint(tmp_path / "first.ckpt")
     compared = []
-    monkeypatch.setattr("lightning_dpo.module.check_first_batch", lambda s, b, equal, needs: compared.append(set(equal)))
+    monkeypatch.setattr(
+        "lightning_dpo.module.check_first_batch", lambda s, b, equal, needs: compared.append(set(equal))
+    )
     for reference in (CopyReference(), CopyReference(path=str(ASSETS / "model"))):
         fit(DPOModule.load_from_checkpoint(tmp_path / "first.ckpt", reference=reference), data(), max_steps=1)
     assert compared == [{"the reference"}, set()]

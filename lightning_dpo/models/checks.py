@@ -73,8 +73,8 @@ def check_tokenizers(
 
 
 def check_weights(model: PreTrainedModel, found: Mapping[str, Any], where: str) -> None:
-    """Errors: ConfigError for weights that are missing in the folder, have another shape, or are not finite. Warnings for
-    weights that are all zero, and for tensors of the folder that the model does not have.
+    """Errors: ConfigError for weights that are missing in the folder, have another shape, or are not finite. Weights
+    that are all zero, and tensors of the folder that the model does not have, are warned about.
 
     Args:
         found: what `from_pretrained(output_loading_info=True)` reports.

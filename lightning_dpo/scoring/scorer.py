@@ -127,8 +127,8 @@ class Scorer:
             return self._forward(padded_groups(prompt, response), tokens)
 
     def prepare(self) -> None:
-        """Check that the model is causal, settle the layout by the probe, and find the head. The first batch does this if
-        nothing did before."""
+        """Check that the model is causal, settle the layout by the probe, and find the head. The first batch does this
+        if nothing did before."""
         if self._prepared:
             return
         self._prepared = True

@@ -13,6 +13,7 @@ from lightning_dpo.run import checkpoint
 
 OPTIONS = ["logger=csv", "samples.n=0", "scheduler=constant", "optimizer.lr=2e-2", "trainer.val_check_interval=1"]
 """A learning rate that ruins the model within a few steps, and a validation after each."""
+EARLY = "lightning.pytorch.callbacks.EarlyStopping"
 BEST = [*OPTIONS, "checkpoint.best=val/loss", "checkpoint.every_n_steps=1", "trainer.max_epochs=2"]
 
 
@@ -52,7 +53,7 @@ def test_the_best_validation_is_exported_also_after_a_resume(command, short, tmp
 
 
 def test_it_works_with_early_stopping(command, short, tmp_path):
-    stop = "+callbacks.stop={_target_: lightning.pytorch.callbacks.EarlyStopping, monitor: val/loss, divergence_threshold: 1.0}"
+    stop = f"+callbacks.stop={{_target_: {EARLY}, monitor: val/loss, divergence_threshold: 1.0}}"
     code, output = command(*short, *BEST, stop)
     assert code == 0, output
     found = losses(tmp_path / "run")
@@ -63,12 +64,9 @@ def test_it_works_with_early_stopping(command, short, tmp_path):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
+        (["checkpoint.best=val/acuracies"], "checkpoint.best=val/acuracies: this run does not measure it"),
         (
-            ["checkpoint.best=val/rewards/acuracies"],
-            "checkpoint.best=val/rewards/acuracies: this run does not measure it",
-        ),
-        (
-            ["+callbacks.stop={_target_: lightning.pytorch.callbacks.EarlyStopping, monitor: val/los}"],
+            [f"+callbacks.stop={{_target_: {EARLY}, monitor: val/los}}"],
             "callbacks.stop.monitor=val/los: this run does not measure it; allowed: ",
         ),
         (["checkpoint.best=train/loss"], "begin with val/"),

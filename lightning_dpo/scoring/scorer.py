@@ -166,7 +166,10 @@ class Scorer:
         width = layout.inputs["input_ids"].shape[1]
         columns, inverse = (predictors % width).unique(return_inverse=True)
         outputs = self.model(**layout.inputs, use_cache=False, logits_to_keep=columns)
-        return outputs, outputs.logits.flatten(0, 1).index_select(0, predictors // width * len(columns) + inverse)
+        logits = outputs.logits
+        if logits.shape[1] != len(columns):  # a model that ignores logits_to_keep returns those of every column
+            logits = logits.index_select(1, columns)
+        return outputs, logits.flatten(0, 1).index_select(0, predictors // width * len(columns) + inverse)
 
 
 def _distinct_tokens(response: Ragged, shared: Sharing, trained: Tensor | None) -> tuple[Tensor | None, Tensor | None]:

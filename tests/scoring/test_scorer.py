@@ -142,6 +142,18 @@ def test_logits_of_an_unknown_head_come_from_the_models_own_forward():
         assert Scorer(model, scoring)(batch).chosen.row(1).tolist() == pytest.approx(expected, abs=1e-5)
 
 
+def test_a_model_that_returns_all_logits_although_few_are_asked_for_is_scored_at_the_right_columns():
+    """xLSTM ignores logits_to_keep and caps its logits."""
+    model = with_shifted_logits(llama())
+    shifted = model.forward
+    model.forward = lambda *args, logits_to_keep=None, **kwargs: shifted(*args, **kwargs)
+    assert find_head(model) is None
+    batch = random_pairs(3)
+    expected = oracle(model, batch.prompt.row(1).tolist(), batch.chosen.row(1).tolist())
+    for scoring in ("padded", "shared_prefix"):
+        assert Scorer(model, scoring)(batch).chosen.row(1).tolist() == pytest.approx(expected, abs=1e-5)
+
+
 def test_log_probabilities_are_float32_for_a_bfloat16_model_and_float64_for_a_float64_model():
     assert Scorer(llama().bfloat16())(random_pairs()).chosen.values.dtype == torch.float32
     assert Scorer(llama().double())(random_pairs()).chosen.values.dtype == torch.float64

@@ -116,10 +116,22 @@ class DPOModule(L.LightningModule):
         return loss.sum()  # on_before_optimizer_step divides by the pairs of the whole step
 
     def validation_step(self, batch: PairBatch, batch_idx: int, dataloader_idx: int = 0) -> None:
+        self._evaluate(batch, dataloader_idx, "val")
+
+    def test_step(self, batch: PairBatch, batch_idx: int, dataloader_idx: int = 0) -> None:
+        self._evaluate(batch, dataloader_idx, "test")
+
+    def predict_step(self, batch: PairBatch, batch_idx: int = 0, dataloader_idx: int = 0) -> dict[str, Tensor]:
+        """Every metric of each pair, shape [pair], by its name (metrics.py), and `index`, the pair's row."""
+        *_, metrics = self._losses(batch)
+        return {"index": batch.index, **{name: value.cpu() for name, value in metrics.items()}}
+
+    def _evaluate(self, batch: PairBatch, dataloader_idx: int, stage: str) -> None:
         *_, metrics = self._losses(batch)
         # A named set is logged by itself, and its pairs count in val/ too.
         names = list(getattr(getattr(self.trainer, "datamodule", None), "val_sets", {}))
-        for name in {"val", names[dataloader_idx] if names else "val"}:
+        own = stage + names[dataloader_idx].removeprefix("val") if names else stage
+        for name in {stage, own}:
             self._means[name].update(metrics)
 
     def _losses(self, batch: PairBatch) -> tuple[PairLogps, Tensor, dict[str, Tensor]]:
@@ -179,8 +191,12 @@ class DPOModule(L.LightningModule):
             self.log_dict({f"{stage}/{name}": value for name, value in means.items()})
             if self.ledger.nonfinite == "stop":
                 nonfinite.check_mean(f"step {self.trainer.global_step}: {stage}/loss", means["loss"])
+        self._means.clear()
         # Lightning takes a metric of this name as the row's step.
         self.log("step", float(self.trainer.global_step))
+
+    def on_test_epoch_end(self) -> None:
+        self.on_validation_epoch_end()
 
     def configure_optimizers(self) -> Any:
         optimizer = self.optimizer([p for p in self.policy.parameters() if p.requires_grad])

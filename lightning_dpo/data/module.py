@@ -1,7 +1,7 @@
 """PreferenceDataModule: preference pairs from files, folders or the hub -> ragged batches."""
 
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -20,7 +20,7 @@ from lightning_dpo.data.sampler import EpochSampler
 from lightning_dpo.data.sets import PairSet, split_by_prompt
 from lightning_dpo.data.sources import Source, sources
 from lightning_dpo.data.store import CACHE_DIR, TokenisedSource, TokenStore
-from lightning_dpo.data.stream import PairStream, StreamLoader
+from lightning_dpo.data.stream import PairStream, StreamLoader, batch_of_records, check_streaming
 from lightning_dpo.data.tokenize import PairTokenizer
 from lightning_dpo.errors import DataError
 from lightning_dpo.models import load_tokenizer
@@ -33,7 +33,8 @@ class PreferenceDataModule(L.LightningDataModule):
     Args:
         tokenizer: a tokenizer, or the folder or hub id of one.
         train: a JSONL, JSON or Parquet file, a folder saved by `datasets`, or a hub id; or a list of those and of
-            `{path, weight, subset, split, revision}`, where weight is the number of passes over the source per epoch.
+            `{path, weight, subset, split, revision}`, where weight is the number of passes over the source per epoch;
+            None to test and predict only.
         val: a source like `train`; the fraction of distinct prompts to hold out (a prompt is never on both sides);
             several named sources `{name: source}`, which log `val/<name>/...`; or None.
         batch_size: pairs per micro-batch and rank, at most.
@@ -63,7 +64,7 @@ class PreferenceDataModule(L.LightningDataModule):
     def __init__(
         self,
         tokenizer: PreTrainedTokenizerBase | str | Path,
-        train: str | Path | list,
+        train: str | Path | list | None,
         val: str | Path | Annotated[float, "(0, 1)"] | list | dict | None = None,
         batch_size: Annotated[int, "[1, inf)"] = 8,
         max_tokens: Annotated[int, "[3, inf)"] | None = None,
@@ -104,17 +105,8 @@ class PreferenceDataModule(L.LightningDataModule):
         self.val_sets: dict[str, PairSet] = {}
         self.limits = Limits(batch_size, max_tokens)
         self._rewind()
-        if streaming and isinstance(val, float):
-            raise DataError(f"data.val={val} with data.streaming=true: a stream cannot be split by prompt; name a file")
-        if streaming and max_tokens:
-            raise DataError(
-                f"data.max_tokens={max_tokens} with data.streaming=true: lengths are known only as a stream is read; "
-                "type data.max_tokens=null and a data.batch_size that fits"
-            )
-        if streaming and (num_workers or 0) > 1:
-            raise DataError(
-                f"data.num_workers={num_workers} with data.streaming=true: one process reads a stream; type 0 or 1"
-            )
+        if streaming:
+            check_streaming(val, max_tokens, num_workers or 0)
 
     @cached_property
     def sources(self) -> list[Source]:
@@ -125,7 +117,9 @@ class PreferenceDataModule(L.LightningDataModule):
             self._rewind()  # Lightning restores the position of a checkpoint after this
         if self.train_pairs is not None or self.val_sets:
             return
-        train = None if self.streaming else self._pairs(self.sources, f"data.train={self.train}")
+        if self.train is None and (stage == "fit" or isinstance(self.val, float)):
+            raise DataError(f"data.train=null with data.val={self.val}: there are no pairs to train on or to split")
+        train = None if self.streaming or self.train is None else self._pairs(self.sources, f"data.train={self.train}")
         if isinstance(self.val, float) and train is not None:
             self.train_pairs, self.val_sets["val"] = split_by_prompt(train.parts, self.val)
             return
@@ -198,6 +192,15 @@ class PreferenceDataModule(L.LightningDataModule):
             for pairs in self.val_sets.values()
         ]
 
+    test_dataloader = predict_dataloader = val_dataloader
+
+    def batch(self, rows: Sequence[Mapping[str, Any]]) -> PairBatch:
+        """One batch of rows such as those of the files, for a Scorer or a DataLoader([batch], batch_size=None).
+
+        Errors: DataError for a row that is not a preference pair, or that no loss can learn from.
+        """
+        return batch_of_records(rows, self.format, self.encoder)
+
     def _order(self, pairs: PairSet) -> EpochSampler:
         return EpochSampler(pairs.sizes, [source.weight for source in self.sources], self.seed, self.shuffle)
 
@@ -226,11 +229,8 @@ class PreferenceDataModule(L.LightningDataModule):
 
     def state_dict(self) -> dict[str, Any]:
         """The position in the data, and for a stream the outcomes of its rows."""
-        return {
-            **self.position._asdict(),
-            "limits": list(self.limits),
-            "stream_counts": dict(self.stream_counts),
-        }
+        counts = {"stream_counts": dict(self.stream_counts)}
+        return {**self.position._asdict(), "limits": list(self.limits), **counts}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """The next training loader begins at this position. Errors: DataError, see Position."""

@@ -2,7 +2,7 @@
 
 import random
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from itertools import islice
 from typing import Any
 
@@ -14,7 +14,7 @@ from lightning_dpo.data.columns import SIDES, content_hash
 from lightning_dpo.data.formats import Format, parsed
 from lightning_dpo.data.loader import leave_signals_to_the_run
 from lightning_dpo.data.rows import BadRow, Dropped, Row, located
-from lightning_dpo.data.sources import Source
+from lightning_dpo.data.sources import Chunk, Source
 from lightning_dpo.data.tokenize import Encoded, PairTokenizer
 from lightning_dpo.errors import DataError
 from lightning_dpo.ragged import Ragged
@@ -25,6 +25,21 @@ BUFFER = 10_000
 """Rows among which a stream is shuffled."""
 AT_ONCE = 256
 """Rows tokenised at once."""
+
+
+def check_streaming(val: Any, max_tokens: int | None, num_workers: int) -> None:
+    """Errors: DataError for options that need all rows at once, or several readers."""
+    if isinstance(val, float):
+        raise DataError(f"data.val={val} with data.streaming=true: a stream cannot be split by prompt; name a file")
+    if max_tokens:
+        raise DataError(
+            f"data.max_tokens={max_tokens} with data.streaming=true: lengths are known only as a stream is read; "
+            "type data.max_tokens=null and a data.batch_size that fits"
+        )
+    if num_workers > 1:
+        raise DataError(
+            f"data.num_workers={num_workers} with data.streaming=true: one process reads a stream; type 0 or 1"
+        )
 
 
 class PairStream(IterableDataset):
@@ -93,17 +108,7 @@ class PairStream(IterableDataset):
             yield row, answer
 
     def _batch(self, waiting: list[tuple[int, Encoded, Row]]) -> PairBatch:
-        encoded = [e for _, e, _ in waiting]
-        sides = (Ragged.from_rows([getattr(e, side) for e in encoded], torch.int32) for side in SIDES)
-        batch = PairBatch(*sides, index=torch.tensor([offset - 1 for offset, *_ in waiting]))
-        if any(e.chosen_trained or e.rejected_trained for e in encoded):
-            chosen = [e.chosen_trained or [True] * len(e.chosen) for e in encoded]
-            rejected = [e.rejected_trained or [True] * len(e.rejected) for e in encoded]
-            batch.trained = Ragged.from_rows(chosen, torch.uint8), Ragged.from_rows(rejected, torch.uint8)
-        if self.format.weight_column:
-            batch.weight = torch.tensor([row.weight for *_, row in waiting], dtype=torch.float64)
-        if self.format.margin_column:
-            batch.margin = torch.tensor([row.margin for *_, row in waiting], dtype=torch.float64)
+        batch = batch_of(waiting, self.format)
         batch.rows_used, batch.rows_read = waiting[-1][0], dict(self.counts)
         self.counts = Counter()
         return batch
@@ -150,6 +155,37 @@ class PairStream(IterableDataset):
         if self.stop_at_bad:
             raise DataError(f"{located(where, error.field, str(error))}; correct it, or type data.on_bad_row=drop")
         self.counts[error.kind] += 1
+
+
+def batch_of(numbered: Sequence[tuple[int, Encoded, Row]], format: Format) -> PairBatch:
+    """One batch of encoded rows, numbered from 1."""
+    encoded = [e for _, e, _ in numbered]
+    sides = (Ragged.from_rows([getattr(e, side) for e in encoded], torch.int32) for side in SIDES)
+    batch = PairBatch(*sides, index=torch.tensor([number - 1 for number, *_ in numbered]))
+    if any(e.chosen_trained or e.rejected_trained for e in encoded):
+        chosen = [e.chosen_trained or [True] * len(e.chosen) for e in encoded]
+        rejected = [e.rejected_trained or [True] * len(e.rejected) for e in encoded]
+        batch.trained = Ragged.from_rows(chosen, torch.uint8), Ragged.from_rows(rejected, torch.uint8)
+    if format.weight_column:
+        batch.weight = torch.tensor([row.weight for *_, row in numbered], dtype=torch.float64)
+    if format.margin_column:
+        batch.margin = torch.tensor([row.margin for *_, row in numbered], dtype=torch.float64)
+    return batch
+
+
+def batch_of_records(records: Sequence[Mapping[str, Any]], format: Format, encoder: PairTokenizer) -> PairBatch:
+    """One batch of records, whose numbers from 0 are its `index`.
+
+    Errors: DataError for one that is not a preference pair, or that no loss can learn from.
+    """
+    rows, numbered = list(parsed(Chunk(list(range(1, len(records) + 1)), list(records)), format)), []
+    answers = iter(encoder.encode([row for _, row in rows if isinstance(row, Row)]))
+    for number, row in rows:
+        answer = next(answers) if isinstance(row, Row) else row
+        if not isinstance(row, Row) or not isinstance(answer, Encoded):
+            raise DataError(located(f"row {number}", getattr(answer, "field", ""), str(answer)))
+        numbered.append((number, answer, row))
+    return batch_of(numbered, format)
 
 
 class StreamLoader(DataLoader):

@@ -63,6 +63,7 @@ def test_cached_numbers_equal_those_of_a_frozen_copy(make, reviews):
     batch = data.train_pairs.select([7, 3, 40])
     copy = CopyReference()
     copy.bind(module.policy, load=None, scoring="auto")
+    copy.prepare(module.policy, trainer())
     for cached, live in zip(module.reference(batch), copy(batch), strict=True):
         torch.testing.assert_close(cached.values, live.values, atol=1e-5, rtol=0)
 
@@ -285,7 +286,7 @@ def test_a_copy_is_frozen_and_cast_with_the_policy(reviews, few_reviews):
     module = DPOModule(
         reviews / "model", partial(losses.dpo, beta=0.1), CopyReference(), partial(torch.optim.AdamW, lr=1e-2)
     )
-    before = module.reference.model.lm_head.weight.clone()
+    before = module.policy.lm_head.weight.clone()
     run = trainer(precision="bf16-true")
     run.fit(module, datamodule=data)
     assert module.reference.model.dtype == torch.bfloat16 == module.policy.dtype

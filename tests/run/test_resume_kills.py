@@ -245,7 +245,7 @@ def test_too_little_disk_space_is_reported_before_the_first_step(tmp_path, monke
     module = DPOModule(llama(), partial(losses.dpo, beta=0.1), CopyReference())
     saving = Saving(tmp_path, 1, MetricsCSV(tmp_path), {}, Stop())
     with pytest.raises(ConfigError, match=f"{tmp_path}: 1e-05 GB are free; checkpoints"):
-        saving.on_fit_start(cast(Trainer, None), module)
+        saving.on_fit_start(trainer(), module)
 
 
 def test_an_unwritable_folder_is_reported_at_once(tmp_path):

@@ -35,11 +35,11 @@ class Row(NamedTuple):
 
     agrees: both layouts give the numbers and gradients of single sequences. refused: padded rows give others, and the
     first-batch check says so. moves: padded rows give others on some responses, which the check may not meet.
-    pending: known to be wrong; not on the page. remark: why it does not agree.
+    unscored: the scorer raises an error that says so; not in the table of the page. remark: why it does not agree.
     """
 
     changes: dict = {}
-    outcome: Literal["agrees", "refused", "moves", "pending"] = "agrees"
+    outcome: Literal["agrees", "refused", "moves", "unscored"] = "agrees"
     remark: str = ""
 
 
@@ -91,7 +91,7 @@ ROWS: dict[str, Row] = {
     "xlm-roberta-xl": AFTER_PAD,
     "xmod": AFTER_PAD._replace(changes={"pad_token_id": 1, "default_language": "en_XX"}),
     "bamba": Row({"attn_layer_indices": [1]}),
-    "bert, not causal": Row({"is_decoder": False}, "pending", "each token sees the later ones"),
+    "bert, not causal": Row({"is_decoder": False}, "unscored", "each token sees the later ones"),
     "cohere_compass_text": Row(WINDOWS | {"rope_parameters": dict.fromkeys(WINDOWS["layer_types"], COMPASS)}),
     "dbrx": Row(dict(
         attn_config=dict(kv_n_heads=2, rope_theta=1e4, clip_qkv=8.0),
@@ -114,14 +114,14 @@ ROWS: dict[str, Row] = {
     "lfm2_moe": Row(CONVOLUTIONS | {"num_dense_layers": 1}),
     "llama, dynamic RoPE": Row(
         dict(max_position_embeddings=16, rope_parameters=dict(rope_type="dynamic", rope_theta=1e4, factor=4.0)),
-        "pending", ROW_LENGTH,
+        "unscored", ROW_LENGTH,
     ),
     "llama, tied embeddings": Row({"tie_word_embeddings": True}),
     "llama, yarn": Row({"rope_parameters": YARN}),
     "mamba2": Row({"num_heads": 8, "n_groups": 1}),
     "nemotron_h": Row(dict(mamba_num_heads=8, mamba_head_dim=8, ssm_state_size=8, n_groups=1)),
     "phi3, longrope": Row(
-        dict(original_max_position_embeddings=50, rope_parameters=LONGROPE), "pending", ROW_LENGTH
+        dict(original_max_position_embeddings=50, rope_parameters=LONGROPE), "unscored", ROW_LENGTH
     ),
     "prophetnet": Row({}, "refused", "its numbers change with the row's length and with later tokens"),
     "qwen4_exp_text": Row(dict(

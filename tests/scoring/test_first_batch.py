@@ -8,11 +8,13 @@ from lightning_dpo.scoring import Scorer
 from lightning_dpo.scoring import scorer as scoring
 from lightning_dpo.scoring.first_batch import check_first_batch
 from tests.conftest import gpt2, llama, random_pairs
+from tests.test_module import trainer
 
 
 def check(model, batch=None, scoring_="auto"):
     reference = CopyReference()
     reference.bind(model, load=None, scoring=scoring_)
+    reference.prepare(model, trainer())
     check_first_batch(Scorer(model, scoring_), batch or random_pairs(), {"the reference": reference})
 
 

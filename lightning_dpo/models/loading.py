@@ -2,7 +2,8 @@
 
 import json
 import re
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -54,7 +55,25 @@ def _balance_experts(model: PreTrainedModel, weight: float) -> None:
     config = model.config.get_text_config()
     if not hasattr(config, "router_aux_loss_coef"):
         raise ConfigError(f"model.router_aux_loss_coef={weight}: {type(model).__name__} has no experts; leave it out")
+    model._own_router_logits = config.output_router_logits  # type: ignore[assignment]
     config.router_aux_loss_coef, config.output_router_logits = weight, weight > 0
+
+
+@contextmanager
+def router_logits(model: PreTrainedModel, value: bool) -> Iterator[None]:
+    """Whether a mixture of experts computes its load-balancing loss, inside the block.
+
+    With it, transformers cannot generate from padded prompts: the loss expects as many tokens as the mask has.
+    """
+    config = model.config.get_text_config()
+    before = getattr(config, "output_router_logits", None)
+    if before is not None:
+        config.output_router_logits = value
+    try:
+        yield
+    finally:
+        if before is not None:
+            config.output_router_logits = before
 
 
 def load_tokenizer(path: str | Path, trust_remote_code: bool = False) -> PreTrainedTokenizerBase:
@@ -107,8 +126,13 @@ def from_plain_config(config: dict) -> PreTrainedModel:
 
 
 def export(policy: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, folder: Path, card: str) -> None:
-    """Write the policy in Hugging Face format: safetensors, configuration, tokenizer and a model card."""
-    policy.save_pretrained(folder)
+    """Write the policy in Hugging Face format: safetensors, configuration, tokenizer and a model card.
+
+    A mixture of experts is written with the `output_router_logits` that it came with, so that the result generates.
+    """
+    asked = getattr(policy.config.get_text_config(), "output_router_logits", False)
+    with router_logits(policy, getattr(policy, "_own_router_logits", asked)):
+        policy.save_pretrained(folder)
     if (backend := getattr(tokenizer, "backend_tokenizer", None)) is not None:
         backend.no_padding()  # settings of earlier calls, which a resumed run may not have made
         backend.no_truncation()

@@ -55,7 +55,7 @@ def _balance_experts(model: PreTrainedModel, weight: float) -> None:
     config = model.config.get_text_config()
     if not hasattr(config, "router_aux_loss_coef"):
         raise ConfigError(f"model.router_aux_loss_coef={weight}: {type(model).__name__} has no experts; leave it out")
-    model._own_router_logits = config.output_router_logits  # type: ignore[assignment]
+    model._own_router_logits = getattr(config, "output_router_logits", False)  # type: ignore[assignment]
     config.router_aux_loss_coef, config.output_router_logits = weight, weight > 0
 
 

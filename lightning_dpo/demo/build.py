@@ -106,7 +106,7 @@ def make_pairs(model: LlamaForCausalLM, tokenizer, number: int, rng: random.Rand
         model, ids, max_new_tokens=MAX_NEW_TOKENS, stop_ids=[tokenizer.eos_token_id], seed=rng.randrange(2**31),
         batch_size=1024,
     )  # fmt: skip
-    texts = [tokenizer.decode(s, skip_special_tokens=True) for s in samples]
+    texts = [tokenizer.decode(s.ids, skip_special_tokens=True) for s in samples]
     rows = []
     for i, prompt in enumerate(prompts):
         a, b = (corrupt(text, rng) if rng.random() < CORRUPTED_SHARE else text for text in texts[2 * i : 2 * i + 2])

@@ -88,7 +88,7 @@ def reference_scores(samples: int, seed: int) -> "Tensor":
     ids = [tokenizer(prompt)["input_ids"] for prompt in prompts for _ in range(samples)]
     stop = [tokenizer.eos_token_id]
     drawn = generate(model, ids, max_new_tokens=40, stop_ids=stop, seed=seed, batch_size=2048)  # type: ignore[arg-type]
-    texts = tokenizer.batch_decode(drawn, skip_special_tokens=True)
+    texts = tokenizer.batch_decode([draw.ids for draw in drawn], skip_special_tokens=True)
     return torch.tensor([grammar.oracle_reward(text) for text in texts]).view(len(prompts), samples)
 
 

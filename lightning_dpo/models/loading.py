@@ -2,7 +2,8 @@
 
 import json
 import re
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -91,7 +92,25 @@ def _balance_experts(model: PreTrainedModel, weight: float) -> None:
     config = model.config.get_text_config()
     if not hasattr(config, "router_aux_loss_coef"):
         raise ConfigError(f"model.router_aux_loss_coef={weight}: {type(model).__name__} has no experts; leave it out")
+    model._own_router_logits = getattr(config, "output_router_logits", False)  # type: ignore[assignment]
     config.router_aux_loss_coef, config.output_router_logits = weight, weight > 0
+
+
+@contextmanager
+def router_logits(model: PreTrainedModel, value: bool) -> Iterator[None]:
+    """Whether a mixture of experts computes its load-balancing loss, inside the block.
+
+    With it, transformers cannot generate from padded prompts: the loss expects as many tokens as the mask has.
+    """
+    config = model.config.get_text_config()
+    before = getattr(config, "output_router_logits", None)
+    if before is not None:
+        config.output_router_logits = value
+    try:
+        yield
+    finally:
+        if before is not None:
+            config.output_router_logits = before
 
 
 def load_tokenizer(path: str | Path, trust_remote_code: bool = False) -> PreTrainedTokenizerBase:
@@ -129,6 +148,8 @@ def export(
 ) -> None:
     """Write the policy in Hugging Face format: safetensors, configuration, tokenizer and a model card.
 
+    A mixture of experts is written with the `output_router_logits` that it came with, so that the result generates.
+
     Args:
         card: its text, in which {dtype} stands for that of the weights.
         dtype: of the weights in the file; None: as in the folder that the model came from.
@@ -136,7 +157,9 @@ def export(
     kept: Any = getattr(torch, dtype) if dtype else getattr(policy, "stored_dtype", policy.dtype)
     name = str(kept).removeprefix("torch.")
     weights = {n: t.to(kept) if t.is_floating_point() else t for n, t in policy.state_dict().items()}
-    policy.save_pretrained(folder, state_dict=weights)
+    asked = getattr(policy.config.get_text_config(), "output_router_logits", False)
+    with router_logits(policy, getattr(policy, "_own_router_logits", asked)):
+        policy.save_pretrained(folder, state_dict=weights)
     if kept != policy.dtype:  # save_pretrained writes that of the policy into the configuration
         path = folder / "config.json"
         keys = json.loads(path.read_text(encoding="utf-8"))

@@ -14,8 +14,9 @@ from lightning.pytorch.utilities import rank_zero_only
 from lightning_dpo.data.sets import PairSet
 from lightning_dpo.files import LineFile
 from lightning_dpo.module import DPOModule
-from lightning_dpo.samples.generate import generate
-from lightning_dpo.samples.measures import Completion, distinct_prompts, named_scores, summarise, summed_logps
+from lightning_dpo.samples.agreement import generate_as_scored
+from lightning_dpo.samples.generate import Batches
+from lightning_dpo.samples.measures import Completion, distinct_prompts, named_scores, summarise, token_logps
 
 
 class SampleCallback(L.Callback):
@@ -46,6 +47,8 @@ class SampleCallback(L.Callback):
         self.n, self.every, self.max_new_tokens, self.scorer, self.seed = n, every, max_new_tokens, scorer, seed
         self.file = None if output_dir is None else LineFile(Path(output_dir) / "samples.jsonl")
         self.validations = 0
+        self.batches: Batches | None = None
+        """Which prompts share a batch; the first draw decides."""
         self.first: list[Completion] = []
         self.last: list[Completion] = []
 
@@ -63,6 +66,7 @@ class SampleCallback(L.Callback):
     def state_dict(self) -> dict[str, Any]:
         return {
             "validations": self.validations,
+            "batches": self.batches,
             "lines": self.file.lines if self.file else 0,
             "first": [completion._asdict() for completion in self.first],
             "last": [completion._asdict() for completion in self.last],
@@ -70,7 +74,7 @@ class SampleCallback(L.Callback):
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Also truncates `samples.jsonl` to the lines of this state."""
-        self.validations = state_dict["validations"]
+        self.validations, self.batches = state_dict["validations"], state_dict.get("batches")
         self.first, self.last = ([Completion(**c) for c in state_dict[name]] for name in ("first", "last"))
         if self.file is not None:
             self.file.cut(state_dict["lines"])
@@ -78,16 +82,15 @@ class SampleCallback(L.Callback):
     def draw(self, trainer: L.Trainer, module: DPOModule) -> list[Completion]:
         """Completions of the current policy."""
         datamodule: Any = trainer.datamodule  # type: ignore[attr-defined]
-        prompts, length = self._prompts(module, datamodule.val_sets.values()), self.max_new_tokens
+        prompts = self._prompts(module, datamodule.val_sets.values())
+        settings = {"max_new_tokens": self.max_new_tokens, "stop_ids": datamodule.stop_ids, "seed": self.seed}
         with torch.no_grad(), trainer.precision_plugin.forward_context():
-            responses = generate(
-                module.policy, prompts, max_new_tokens=length, stop_ids=datamodule.stop_ids, seed=self.seed
-            )
-            logps = summed_logps(module.scorer, prompts, responses)
+            draws, scored, self.batches = generate_as_scored(module.scorer, prompts, self.batches, **settings)
+            responses, logps = [draw.ids for draw in draws], scored.sum().tolist()
             ref_logps: Sequence[float | None] = [None] * len(prompts)
             if module.reference is not None:
                 with module.reference.live(trainer) as scorer:
-                    ref_logps = summed_logps(scorer, prompts, responses)
+                    ref_logps = token_logps(scorer, prompts, responses).sum().tolist()
         decode = datamodule.tokenizer.decode
         texts = [decode(ids, skip_special_tokens=True) for ids in responses]
         named = named_scores(self.scorer, texts)

@@ -67,12 +67,12 @@ def summarise(completions: list[Completion]) -> dict[str, float]:
     return summary
 
 
-def summed_logps(scorer: Scorer, prompts: list[list[int]], responses: list[list[int]]) -> list[float]:
-    """log p(response | prompt) of each response, in nats, in the order of the prompts."""
-    device, sums = scorer.model.device, []
+def token_logps(scorer: Scorer, prompts: list[list[int]], responses: list[list[int]]) -> Ragged:
+    """Log-probability of each token of the responses, in nats, a row for each prompt, on the CPU."""
+    device, scored = scorer.model.device, []
     for start in range(0, len(prompts), SCORE_ROWS):
         rows = slice(start, start + SCORE_ROWS)
         prompt, response = (Ragged.from_rows(side[rows]) for side in (prompts, responses))
         logps = scorer.responses(prompt.to(device), response.to(device))
-        sums += Ragged(logps, response.lengths).sum().tolist()
-    return sums
+        scored.append(Ragged(logps.cpu(), response.lengths))
+    return Ragged.cat(scored)

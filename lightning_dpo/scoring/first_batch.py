@@ -3,6 +3,7 @@
 from collections.abc import Callable, Collection, Mapping
 
 import torch
+from transformers import PreTrainedModel
 
 from lightning_dpo.batch import PairBatch, TokenLogps
 from lightning_dpo.scoring.scorer import Scorer, full_logits_logps
@@ -33,8 +34,7 @@ def check_first_batch(
     pair = batch.select([int(lengths.argmin()), int(lengths.argmax())])
     scored = {f"the policy's {scorer.layout} path": scorer.score(pair, needs).logps}
     scored |= {name: score(pair) for name, score in others.items()}
-    autocast = torch.is_autocast_enabled("cpu") or torch.is_autocast_enabled("cuda")
-    half = autocast or scorer.model.dtype not in (torch.float32, torch.float64)
+    half = computes_in_half(scorer.model)
     for side, trained in zip(TokenLogps._fields, pair.trained or (None, None), strict=True):
         if side == "rejected" and "chosen_only" in needs:
             continue
@@ -50,3 +50,9 @@ def check_first_batch(
                     "attention mask, positions or head are handled wrongly, or the cached reference values belong to "
                     "other rows. Training on these numbers would be meaningless."
                 )
+
+
+def computes_in_half(model: PreTrainedModel) -> bool:
+    """Whether a forward pass of the model now rounds to 16 bits, by its weights or by autocast."""
+    autocast = torch.is_autocast_enabled("cpu") or torch.is_autocast_enabled("cuda")
+    return autocast or model.dtype not in (torch.float32, torch.float64)

@@ -85,7 +85,7 @@ def test_the_bundled_model_has_learnt_the_grammar():
     assert 300_000 <= sum(p.numel() for p in model.parameters()) <= 1_000_000
     prompts = [tokenizer(grammar.prompt(random.Random(i)))["input_ids"] for i in range(200)]
     drawn = generate(model, prompts, max_new_tokens=40, stop_ids=[2], seed=0)
-    assert sum(grammar.is_valid(tokenizer.decode(ids, skip_special_tokens=True)) for ids in drawn) >= 190
+    assert sum(grammar.is_valid(tokenizer.decode(draw.ids, skip_special_tokens=True)) for draw in drawn) >= 190
 
 
 def test_building_twice_gives_the_same_bytes(tmp_path):

@@ -14,13 +14,12 @@ import time
 from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
-from typing import cast
 
 import numpy as np
 import psutil
 import pytest
 import torch
-from lightning import Callback, Trainer
+from lightning import Callback
 from omegaconf import DictConfig, OmegaConf
 from transformers import LlamaConfig, LlamaForCausalLM
 

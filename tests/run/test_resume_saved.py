@@ -33,10 +33,16 @@ def rows(path) -> list[dict[str, str]]:
 
 
 def agree(found, expected) -> None:
-    """Equal to rounding: the rows added by the resumed run may round differently on another machine."""
+    """Equal to rounding: the rows added by the resumed run may round differently on another machine.
+
+    What is measured on completions differs: since 0.1.0 they are other draws.
+    """
     for row, expected_row in zip(rows(found), rows(expected), strict=True):
         assert row.keys() == expected_row.keys()
         for name, cell in expected_row.items():
+            if name.startswith(("val/kl", "val/samples/")):
+                assert bool(row[name]) == bool(cell), name
+                continue
             assert row[name] == cell or float(row[name]) == pytest.approx(float(cell), rel=1e-3, abs=1e-4), name
 
 

@@ -14,6 +14,8 @@ from lightning_dpo.demo import grammar
 from lightning_dpo.samples import SampleCallback
 from lightning_dpo.samples.measures import Completion, named_scores, summarise
 from lightning_dpo.scoring import Scorer
+from tests.samples.kinds import make
+from tests.test_module import trainer
 
 
 def completion(logp: float, ref_logp: float | None, reward: float = 0.0) -> Completion:
@@ -70,6 +72,32 @@ def test_a_validation_writes_completions_and_their_true_log_probabilities(review
     else:
         assert start["val/kl"] == pytest.approx(0, abs=1e-4) and end["val/kl"] > 0.001
         assert end["val/kl"] == pytest.approx(sum(r["logp"] - r["ref_logp"] for r in rows[40:]) / 40, rel=1e-4)
+
+
+def test_a_resumed_run_batches_as_its_first_draw_decided(reviews, few_reviews, tmp_path, caplog):
+    """Prompts of equal length, as a recurrence reads padding. A state that was saved without a decision decides."""
+    rows = [json.loads(line) for line in few_reviews.read_text().splitlines()]
+    for i, row in enumerate(rows):
+        row["prompt"] = " ".join(row["prompt"].split()[i % 3 :])
+    few_reviews.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    data = PreferenceDataModule(reviews / "model", few_reviews, val=few_reviews, batch_size=16)
+    model = make("recurrent_gemma", vocab_size=len(data.tokenizer))
+    module = DPOModule(model, partial(losses.simpo, beta=2.0, gamma=0.5))
+
+    def validated(state: dict | None) -> SampleCallback:
+        samples = SampleCallback(n=8, max_new_tokens=8, output_dir=tmp_path)
+        if state is not None:
+            samples.load_state_dict(state)
+        trainer(callbacks=[samples]).validate(module, data, verbose=False)
+        return samples
+
+    first = validated(None)
+    old = {name: value for name, value in first.state_dict().items() if name != "batches"}
+    for state, warnings in ((first.state_dict(), 0), (old, 1)):
+        caplog.clear()
+        again = validated(state)
+        assert again.last == first.last and again.batches == first.batches == "equal"
+        assert sum("share a batch" in record.message for record in caplog.records) == warnings
 
 
 @pytest.mark.parametrize(("steps_left", "expected"), [(1, [1, 3, 5]), (0, [1, 2, 3, 4, 5])])

@@ -8,7 +8,8 @@ from transformers import MixtralConfig, MixtralForCausalLM
 
 from lightning_dpo import CopyReference, DPOModule
 from lightning_dpo.errors import ConfigError
-from lightning_dpo.models import load_model
+from lightning_dpo.models import load_model, load_tokenizer
+from lightning_dpo.models.loading import export
 from lightning_dpo.scoring import Scorer
 from lightning_dpo.scoring.load_balancing import coefficient, load_balancing_loss
 from tests.conftest import SIZES, llama, random_pairs
@@ -58,6 +59,16 @@ def test_router_aux_loss_coef_switches_the_loss_on_and_off(tmp_path):
     llama().save_pretrained(tmp_path / "dense")
     with pytest.raises(ConfigError, match="router_aux_loss_coef=0.1: LlamaForCausalLM has no experts"):
         load_model(str(tmp_path / "dense"), router_aux_loss_coef=0.1)
+
+
+@pytest.mark.parametrize("own", [False, True])
+def test_an_export_carries_the_setting_that_the_model_came_with(own, tmp_path, reviews):
+    """With the loss on, transformers cannot generate from padded prompts."""
+    mixtral(output_router_logits=own).save_pretrained(tmp_path / "own")
+    model = load_model(str(tmp_path / "own"), router_aux_loss_coef=0.25)
+    export(model, load_tokenizer(reviews / "model"), tmp_path / "export", "")
+    assert MixtralConfig.from_pretrained(tmp_path / "export").output_router_logits == own
+    assert model.config.output_router_logits and coefficient(model) == 0.25, "training goes on with it"
 
 
 def test_experts_without_a_loss_in_transformers_are_refused_with_a_remedy(monkeypatch):

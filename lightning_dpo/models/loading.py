@@ -155,20 +155,24 @@ def export(
         dtype: of the weights in the file; None: as in the folder that the model came from.
     """
     kept: Any = getattr(torch, dtype) if dtype else getattr(policy, "stored_dtype", policy.dtype)
-    name = str(kept).removeprefix("torch.")
-    weights = {n: t.to(kept) if t.is_floating_point() else t for n, t in policy.state_dict().items()}
+    shown = str(kept).removeprefix("torch.")
+    cast: dict[Any, torch.Tensor] = {}  # tied weights stay one tensor
+    weights = {
+        name: cast.setdefault((t.data_ptr(), t.shape), t.to(kept) if t.is_floating_point() else t)
+        for name, t in policy.state_dict().items()
+    }
     asked = getattr(policy.config.get_text_config(), "output_router_logits", False)
     with router_logits(policy, getattr(policy, "_own_router_logits", asked)):
         policy.save_pretrained(folder, state_dict=weights)
     if kept != policy.dtype:  # save_pretrained writes that of the policy into the configuration
         path = folder / "config.json"
         keys = json.loads(path.read_text(encoding="utf-8"))
-        path.write_text(json.dumps(keys | {"dtype": name}, indent=2, sort_keys=True) + "\n", encoding="utf-8")
+        path.write_text(json.dumps(keys | {"dtype": shown}, indent=2, sort_keys=True) + "\n", encoding="utf-8")
     if (backend := getattr(tokenizer, "backend_tokenizer", None)) is not None:
         backend.no_padding()  # settings of earlier calls, which a resumed run may not have made
         backend.no_truncation()
     tokenizer.save_pretrained(folder)
-    (folder / "README.md").write_text(card.replace("{dtype}", name), encoding="utf-8")
+    (folder / "README.md").write_text(card.replace("{dtype}", shown), encoding="utf-8")
 
 
 def as_model(model: PreTrainedModel | str | Path | Mapping[str, Any], trust_remote_code: bool) -> PreTrainedModel:

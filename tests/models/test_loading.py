@@ -22,7 +22,8 @@ from transformers import (
 from lightning_dpo import CachedReference, CopyReference, DPOModule, PreferenceDataModule
 from lightning_dpo.demo import ASSETS
 from lightning_dpo.errors import ConfigError
-from lightning_dpo.models import load_model, positions
+from lightning_dpo.models import load_model, load_tokenizer, positions
+from lightning_dpo.models.loading import export
 from lightning_dpo.scoring import Scorer
 from tests.conftest import SIZES, llama, random_pairs
 from tests.test_module import DPO, SGD, loader, module, trainer
@@ -150,6 +151,14 @@ def test_an_adapter_is_refused_with_what_to_pass_instead():
     model = peft.get_peft_model(llama(), peft.LoraConfig(target_modules=["q_proj"]))
     with pytest.raises(ConfigError, match="merge_and_unload"):
         DPOModule(model, DPO, CopyReference())
+
+
+def test_tied_weights_are_exported_once_whatever_their_dtype(tmp_path):
+    export(llama(tie_word_embeddings=True), load_tokenizer(ASSETS / "model"), tmp_path, "in {dtype}", "bfloat16")
+    assert "lm_head.weight" not in load_file(tmp_path / "model.safetensors")
+    assert (tmp_path / "README.md").read_text() == "in bfloat16"
+    again = load_model(str(tmp_path))
+    assert torch.equal(again.lm_head.weight, llama(tie_word_embeddings=True).lm_head.weight.bfloat16().float())
 
 
 @pytest.fixture

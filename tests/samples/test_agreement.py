@@ -65,10 +65,19 @@ def test_half_precision_is_no_disagreement():
     assert generate_as_scored(Scorer(make("qwen3_moe").bfloat16()), PROMPTS, **SETTINGS)[2] == "padded"
 
 
-def test_experts_whose_choice_depends_on_the_batch_are_refused():
-    refused = "samples.n=15: DogeForCausalLM draws from another distribution.*a choice of top k.*samples.n=0"
+def test_a_model_that_draws_otherwise_however_it_is_batched_is_refused():
+    model = llama()
+    own = model.forward
+
+    def flatter_with_a_cache(*args, use_cache=None, **kwargs):
+        outputs = own(*args, use_cache=use_cache, **kwargs)
+        outputs.logits = outputs.logits * (1.0 if use_cache is False else 0.5)
+        return outputs
+
+    model.forward = flatter_with_a_cache
+    refused = "samples.n=15: LlamaForCausalLM draws from another distribution.*a choice of top k.*samples.n=0"
     with pytest.raises(ConfigError, match=refused):
-        generate_as_scored(Scorer(make("doge"), "padded"), PROMPTS, **SETTINGS)
+        generate_as_scored(Scorer(model, "padded"), PROMPTS, **SETTINGS)
 
 
 def test_a_model_that_cannot_generate_is_refused_with_its_reason():

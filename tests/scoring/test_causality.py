@@ -7,6 +7,7 @@ from transformers import BertConfig, BertLMHeadModel
 from lightning_dpo.errors import ConfigError
 from lightning_dpo.scoring import Scorer
 from tests.conftest import llama, random_pairs
+from tests.samples.kinds import make
 
 
 def bert() -> BertLMHeadModel:
@@ -30,7 +31,12 @@ def both_ways():
     return model
 
 
-@pytest.mark.parametrize("model", [bert, both_ways])
+def doge():
+    """Doge's experts: the choice of the top k looks at the whole row."""
+    return make("doge")
+
+
+@pytest.mark.parametrize("model", [bert, both_ways, doge])
 @pytest.mark.parametrize("scoring", ["auto", "padded"])
 def test_a_model_that_sees_the_future_is_refused(model, scoring):
     with pytest.raises(ConfigError, match="is not causal: another last token changes the logits before it"):

@@ -1,11 +1,12 @@
 """The weights of the best validation, which are then exported in place of the last ones."""
 
+from math import inf
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import lightning as L
 
-from lightning_dpo.errors import ConfigError
+from lightning_dpo.errors import ConfigError, NonFiniteError
 from lightning_dpo.run.checkpoint import read
 
 LOWER = ("loss", "kl")
@@ -44,8 +45,8 @@ class Best(L.Callback):
         if self.name not in metrics:
             known = ", ".join(sorted(metrics))
             raise ConfigError(f"checkpoint.best={self.name}: this run does not measure it; allowed: {known}")
-        value, best = metrics[self.name], self.metrics.get(self.name)
-        if best is None or (value < best if self.mode == "min" else value > best):
+        value, best = metrics[self.name], self.metrics.get(self.name, inf if self.mode == "min" else -inf)
+        if value < best if self.mode == "min" else value > best:  # NaN is never better
             self.step, self.metrics = trainer.global_step, metrics
             trainer.save_checkpoint(self.path, weights_only=True)
 
@@ -54,7 +55,9 @@ class Best(L.Callback):
         return self.folder / f"best-{self.step}.ckpt"
 
     def load_into(self, module: L.LightningModule) -> None:
-        """Give the module the weights of the best validation."""
+        """Give the module the weights of the best validation. Errors: NonFiniteError if none gave a number."""
+        if self.step is None:
+            raise NonFiniteError(f"checkpoint.best={self.name}: no validation gave a finite number")
         module.load_state_dict(read(self.path)["state_dict"], strict=False)  # the reference's are not in the file
 
     def state_dict(self) -> dict[str, Any]:

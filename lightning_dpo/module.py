@@ -23,7 +23,7 @@ from lightning_dpo.metrics import pair_metrics
 from lightning_dpo.models.layers import without_dropout
 from lightning_dpo.models.loading import as_model, load_model, plain_config
 from lightning_dpo.nonfinite import NonFinite
-from lightning_dpo.optim import clip, schedule
+from lightning_dpo.optim import check_optimizer, clip, describe, schedule
 from lightning_dpo.reference import Reference
 from lightning_dpo.scoring import Scorer, Scoring, pair_logps
 from lightning_dpo.scoring.attention import disable
@@ -42,7 +42,9 @@ class DPOModule(L.LightningModule):
             nn.Module, and checkpoints keep its state.
         reference: CopyReference() or CachedReference(); None for a loss that needs none.
         optimizer: parameters -> optimizer.
-        scheduler: (optimizer, total optimizer steps) -> schedule, stepped after each optimizer step.
+        scheduler: optimizer -> any LRScheduler, stepped after each optimizer step, or Lightning's dict with `interval`,
+            `frequency` and `monitor`. An argument `total_steps` receives the optimizer steps of the run. None: the
+            learning rate stays as the optimizer sets it.
         trust_remote_code: whether a model loaded from a folder or the hub may run its own code.
         scoring: how a batch is laid out for the model, see Scorer.
         nonfinite: a step whose loss or gradient is NaN or infinite raises NonFiniteError ("stop") or leaves the weights
@@ -61,7 +63,7 @@ class DPOModule(L.LightningModule):
         loss: Loss | Mapping[str, Any],
         reference: Reference | None = None,
         optimizer: Callable[..., Optimizer] = ADAMW,
-        scheduler: Callable[..., Any] = schedule,
+        scheduler: Callable[..., Any] | None = schedule,
         trust_remote_code: bool = False,
         scoring: Scoring = "auto",
         nonfinite: NonFinite = "stop",
@@ -145,8 +147,9 @@ class DPOModule(L.LightningModule):
         self._untrained = False
         gradients = [p.grad for group in optimizer.param_groups for p in group["params"] if p.grad is not None]
         means = self.ledger.divide(gradients, self.trainer)
-        norm, lr = torch.nn.utils.get_total_norm(gradients), float(optimizer.param_groups[0]["lr"])
-        row = {f"train/{name}": value for name, value in {**means, "grad_norm": norm, "lr": lr}.items()}
+        lr = optimizer.param_groups[0].get("lr")  # None: Adafactor chooses its own
+        own = {"grad_norm": torch.nn.utils.get_total_norm(gradients), **({} if lr is None else {"lr": float(lr)})}
+        row = {f"train/{name}": value for name, value in {**means, **own}.items()}
         self.log_dict(row, logger=False)  # for the progress bar and callbacks
         self.ledger.close(row, self.trainer, optimizer, self.loss)
 
@@ -170,11 +173,13 @@ class DPOModule(L.LightningModule):
 
     def configure_optimizers(self) -> Any:
         optimizer = self.optimizer([p for p in self.policy.parameters() if p.requires_grad])
+        check_optimizer(optimizer)
         total = self.trainer.estimated_stepping_batches
         if total == float("inf"):
             raise ValueError("the run has no end: set trainer.max_epochs or trainer.max_steps")
-        scheduler = self.scheduler(optimizer, int(total))
-        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
+        if self.scheduler is None or total == 0:
+            return optimizer
+        return {"optimizer": optimizer, "lr_scheduler": describe(self.scheduler, optimizer, int(total))}
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         self.ledger.check(self.trainer)

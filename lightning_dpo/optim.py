@@ -1,14 +1,17 @@
 """Learning-rate schedules, optimizers from optional packages, and gradient clipping."""
 
+import inspect
 import math
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import asdict, dataclass, fields
+from functools import partial
 from typing import Annotated, Any, Literal
 
 from lightning.pytorch.plugins.precision import MixedPrecision, Precision
 from lightning.pytorch.utilities.enums import GradClipAlgorithmType
 from torch import Tensor
-from torch.optim import Optimizer
-from torch.optim.lr_scheduler import LambdaLR, LRScheduler
+from torch.optim import Optimizer, SparseAdam
+from torch.optim.lr_scheduler import LambdaLR, LRScheduler, ReduceLROnPlateau
 
 from lightning_dpo.errors import ConfigError
 
@@ -32,11 +35,11 @@ def schedule(
     Args:
         warmup_steps: a number of steps; below 1, a share of all steps.
 
-    Errors: ValueError for a warm-up as long as the run, which would never reach its learning rate.
+    Errors: ConfigError for a warm-up as long as the run, which would never reach its learning rate.
     """
     warmup = round(warmup_steps * total_steps) if warmup_steps < 1 else int(warmup_steps)
     if warmup >= total_steps:
-        raise ValueError(
+        raise ConfigError(
             f"scheduler.warmup_steps={warmup_steps}: the run has only {total_steps} optimizer steps; "
             "set fewer steps, or a share below 1"
         )
@@ -44,6 +47,91 @@ def schedule(
     return LambdaLR(
         optimizer, lambda step: step / warmup if step < warmup else after((step - warmup) / (total_steps - warmup))
     )
+
+
+@dataclass(frozen=True)
+class Stepping:
+    """Keys of `scheduler` that are not arguments of the schedule: when Lightning steps it.
+
+    Args:
+        interval: after optimizer steps or after epochs.
+        frequency: every how many epochs; with "step", every how many micro-batches of an epoch, as Lightning counts.
+        monitor: the metric that ReduceLROnPlateau watches.
+    """
+
+    interval: Literal["step", "epoch"] = "step"
+    frequency: Annotated[int, "[1, inf)"] = 1
+    monitor: str | None = None
+
+    @classmethod
+    def keys(cls, node: Mapping[str, Any]) -> dict[str, Any]:
+        """Those keys of a `scheduler` node."""
+        return {field.name: node[field.name] for field in fields(cls) if field.name in node}
+
+    def of(self, make: Callable[..., Any]) -> Callable[..., dict[str, Any]]:
+        """`make`, returning Lightning's description of its schedule.
+
+        Errors: ConfigError for a schedule by optimizer steps that would be stepped at other times.
+        """
+        if _takes_total(make) and (self.interval, self.frequency) != ("step", 1):
+            found = f"interval={self.interval} frequency={self.frequency}"
+            raise ConfigError(f"{found}: this schedule counts optimizer steps; type interval=step frequency=1")
+        return lambda optimizer, total_steps: {"scheduler": _made(make, optimizer, total_steps), **asdict(self)}
+
+
+def describe(make: Callable[..., Any], optimizer: Optimizer, total_steps: int) -> dict[str, Any]:
+    """Lightning's description of the schedule that `make` returns, stepped after each optimizer step unless `make`
+    returns a description that says otherwise.
+
+    Args:
+        make: optimizer -> schedule or description. `total_steps` goes to an argument of this name that is not set.
+
+    Errors: ConfigError for a schedule that cannot work.
+    """
+    if any(group.get("lr") is None for group in optimizer.param_groups):
+        raise ConfigError(
+            f"{type(optimizer).__name__} without lr sets its own learning rate; type scheduler=none (in Python: "
+            "scheduler=None)"
+        )
+    made = _made(make, optimizer, total_steps)
+    found = {"interval": "step", **(made if isinstance(made, dict) else {"scheduler": made})}
+    scheduler, monitor = found.get("scheduler"), found.get("monitor")
+    watches = found.get("reduce_on_plateau", isinstance(scheduler, ReduceLROnPlateau))
+    if watches and not monitor:
+        raise ConfigError(
+            "ReduceLROnPlateau has no metric to watch; type scheduler.monitor=val/loss scheduler.interval=epoch (in "
+            'Python return {"scheduler": ..., "monitor": "val/loss", "interval": "epoch"})'
+        )
+    if monitor and not watches:
+        raise ConfigError(f"monitor={monitor}: {type(scheduler).__name__} watches no metric; leave it out")
+    return found
+
+
+def _made(make: Callable[..., Any], optimizer: Optimizer, total_steps: int) -> Any:
+    total = {"total_steps": total_steps} if _takes_total(make) else {}
+    try:
+        inspect.signature(make).bind(optimizer, **total)
+    except TypeError as error:
+        how = "scheduler(optimizer), with total_steps=... where it has an argument of this name"
+        raise ConfigError(f"{error}; a scheduler is called as {how}") from None
+    return make(optimizer, **total)
+
+
+def _takes_total(make: Callable[..., Any]) -> bool:
+    """Whether `make` has an argument `total_steps` that is set in no way; OneCycleLR's other way is by epochs."""
+    given = make.keywords if isinstance(make, partial) else {}
+    takes = "total_steps" in inspect.signature(make).parameters
+    return takes and not given.keys() & {"total_steps", "epochs", "steps_per_epoch"}
+
+
+def check_optimizer(optimizer: Optimizer) -> None:
+    """Errors: ConfigError for an optimizer that cannot take a step as DPOModule does."""
+    name = type(optimizer).__name__
+    closure = inspect.signature(type(optimizer).step).parameters.get("closure")
+    if closure is not None and closure.default is closure.empty:
+        raise ConfigError(f"{name} computes the loss several times per step, and a run once; use another optimizer")
+    if isinstance(optimizer, SparseAdam):
+        raise ConfigError(f"{name} takes sparse gradients, and those of a model are dense; use another optimizer")
 
 
 def adamw_8bit(

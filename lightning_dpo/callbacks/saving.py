@@ -17,7 +17,16 @@ from lightning_dpo.loggers.metrics_csv import MetricsCSV
 from lightning_dpo.module import DPOModule
 from lightning_dpo.run.checkpoint import LAST
 from lightning_dpo.run.identity import differences
-from lightning_dpo.run.resume import begin_epoch, is_within_step, rng_state, set_rng_state, uncount_epoch, validates_now
+from lightning_dpo.run.resume import (
+    begin_epoch,
+    is_within_step,
+    resume_plateau,
+    rng_state,
+    set_rng_state,
+    uncount_epoch,
+    validates_now,
+    watched,
+)
 from lightning_dpo.run.signals import Stop
 
 ENDING = 1.0
@@ -64,6 +73,7 @@ class Saving(L.Callback):
         """Complete epochs, between two epochs; None inside one."""
         self._ended_early = self._ended_within = self._another = False
         self._boundary, self._longest = time.monotonic(), 0.0
+        self._plateau: dict[str, Any] | None = None
 
     def on_fit_start(self, trainer: L.Trainer, pl_module: Any) -> None:
         sizes = [(p.numel() * p.element_size(), p.requires_grad) for p in pl_module.policy.parameters()]
@@ -82,6 +92,8 @@ class Saving(L.Callback):
             set_rng_state(self._rng)
         if self._epochs is not None:
             begin_epoch(trainer, self._epochs)
+        if self._plateau is not None:
+            resume_plateau(trainer, **self._plateau)
         trainer.should_stop = trainer.should_stop or (self._ended_early and not self._another)
         self.saved, self._boundary = trainer.global_step, time.monotonic()
         self.stop.wait_for_step(True)
@@ -153,6 +165,7 @@ class Saving(L.Callback):
     def on_load_checkpoint(self, trainer: L.Trainer, pl_module: L.LightningModule, checkpoint: dict[str, Any]) -> None:
         previous, current = checkpoint["run"]["config"], self.metadata["config"]
         self._another = bool(differences(previous, current))
+        self._plateau = checkpoint.get("plateau")
         if _callbacks(previous) != _callbacks(current):
             # Lightning's callbacks save their settings (patience, monitor), and would restore the old ones.
             for callback in trainer.callbacks:  # type: ignore[attr-defined]
@@ -161,6 +174,9 @@ class Saving(L.Callback):
 
     def on_save_checkpoint(self, trainer: L.Trainer, pl_module: L.LightningModule, checkpoint: dict[str, Any]) -> None:
         checkpoint["run"] = dict(self.metadata)
+        if any(config.reduce_on_plateau for config in trainer.lr_scheduler_configs):
+            ended = self._epochs is not None or self._ended_within or validates_now(trainer)
+            checkpoint["plateau"] = {"metrics": watched(trainer), "due": not ended}
         if self._ended_within:
             uncount_epoch(checkpoint)
 

@@ -1,5 +1,6 @@
 """From a checked configuration to the parts of a run."""
 
+from collections.abc import Callable, Container
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -19,6 +20,7 @@ from lightning_dpo.loggers.metrics_csv import MetricsCSV
 from lightning_dpo.loggers.wandb import connect
 from lightning_dpo.models.loading import check_fits, check_path, load_tokenizer
 from lightning_dpo.module import DPOModule
+from lightning_dpo.optim import Stepping
 from lightning_dpo.run.checkpoint import AtomicCheckpointIO
 from lightning_dpo.run.folder import RunFolder
 from lightning_dpo.run.signals import Stop
@@ -59,9 +61,7 @@ def build(request: Request, folder: RunFolder, stop: Stop, began: float) -> Part
     L.seed_everything(cfg.seed, verbose=False)
     tokenizer = load_tokenizer(cfg.model.path, cfg.model.trust_remote_code)
     asked = ReportOptions.keys(cfg.data)
-    data = instantiate(
-        OmegaConf.masked_copy(cfg.data, [key for key in cfg.data if key not in asked]), tokenizer=tokenizer
-    )
+    data = instantiate(_without(cfg.data, asked), tokenizer=tokenizer)
     data.setup()
     start = folder.begin(data.content())
     options = ReportOptions(**asked)
@@ -79,7 +79,7 @@ def build(request: Request, folder: RunFolder, stop: Stop, began: float) -> Part
         loss=instantiate(cfg.loss),
         reference=instantiate(cfg.reference) or None,
         optimizer=instantiate(cfg.optimizer),
-        scheduler=instantiate(cfg.scheduler),
+        scheduler=build_scheduler(cfg.scheduler),
         trust_remote_code=cfg.model.trust_remote_code,
         scoring=cfg.scoring,
         nonfinite=cfg.nonfinite,
@@ -94,6 +94,16 @@ def build(request: Request, folder: RunFolder, stop: Stop, began: float) -> Part
     warnings = [DisplacementWarning(), CollapseWarning(samples, cfg.warn_kl), RoundingWarning()]
     callbacks = [samples, throughput, *warnings, *instantiate(cfg.callbacks or {}).values(), *bar, saving]
     return Parts(folder, _trainer(cfg, callbacks, metrics), module, data, samples, metrics, throughput, start, report)
+
+
+def build_scheduler(node: DictConfig) -> Callable[..., Any] | None:
+    """The scheduler of a DPOModule. Errors: ConfigError, see `Stepping`."""
+    stepping = Stepping.keys(node)
+    return Stepping(**stepping).of(instantiate(_without(node, stepping))) if node else None
+
+
+def _without(node: DictConfig, keys: Container[Any]) -> DictConfig:
+    return OmegaConf.masked_copy(node, [key for key in node if key not in keys])
 
 
 def _trainer(cfg: DictConfig, callbacks: list[L.Callback], metrics: MetricsCSV) -> L.Trainer:

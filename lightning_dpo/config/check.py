@@ -57,22 +57,26 @@ def check(cfg: DictConfig, choices: Mapping[str, str | None], overrides: list[st
 def _check_signatures(plain: dict[str, Any], choices: Mapping[str, str | None], typed: Mapping[str, str]) -> None:
     """Bind every node to the signature of what it builds."""
     from lightning_dpo.data.report import ReportOptions
+    from lightning_dpo.optim import Stepping
 
     for path, node in _targets(plain):
         target = targets.allowed(node["_target_"], path, f"{path}._target_")
         values = {key: value for key, value in node.items() if key not in SPECIAL}
-        parts = [(target, values)]
-        if path == "data":
-            own = ReportOptions.keys(values)
-            parts = [(ReportOptions, own), (target, {key: value for key, value in values.items() if key not in own})]
+        options = {"data": ReportOptions, "scheduler": Stepping}.get(path)
+        own = options.keys(values) if options else {}
         try:
-            for built, arguments in parts:
-                check_arguments(built, arguments, allow_missing=True)
+            if options:
+                check_arguments(options, own)
+            check_arguments(target, {k: v for k, v in values.items() if k not in own}, allow_missing=True)
         except ArgumentError as error:
             key = f"{path}.{error.name}"
             shown = f"{key}={typed[key]}" if key in typed else key
             shown = f"beta={typed['beta']}" if key == "loss.beta" and "beta" in typed else shown
-            raise ConfigError(f"{shown}: {error.message}{_in_file(path, choices)}") from None
+            hint = f"; with another {path} type {path}=custom {path}._target_=..."
+            hint = (
+                hint if path in ("optimizer", "scheduler") and f"{path}._target_" in typed and key not in typed else ""
+            )
+            raise ConfigError(f"{shown}: {error.message}{_in_file(path, choices)}{hint}") from None
 
 
 def _check_loss(cfg: DictConfig, loss: Any, choices: Mapping[str, str | None]) -> None:
@@ -132,7 +136,9 @@ def _check_built(cfg: DictConfig, choices: Mapping[str, str | None]) -> None:
     from hydra.utils import instantiate
 
     from lightning_dpo.callbacks.alarms import CollapseWarning
+    from lightning_dpo.config.build import build_scheduler
     from lightning_dpo.module import DPOModule
+    from lightning_dpo.optim import check_optimizer, describe
 
     _check_loss(cfg, instantiate(cfg.loss), choices)
     for what, keys in ((DPOModule, ("scoring", "nonfinite")), (CollapseWarning, ("warn_kl",))):
@@ -140,10 +146,21 @@ def _check_built(cfg: DictConfig, choices: Mapping[str, str | None]) -> None:
             check_arguments(what, {key: cfg[key] for key in keys}, allow_missing=True)
         except ArgumentError as error:
             raise ConfigError(f"{error.name}={cfg[error.name]}: {error.message}") from None
+    with _refused("optimizer", choices):  # of a matrix and a vector, as every model has both
+        optimizer = instantiate(cfg.optimizer)([torch.nn.Parameter(torch.zeros(size)) for size in ((2, 2), (2,))])
+        check_optimizer(optimizer)
+    with _refused("scheduler", choices):
+        if (scheduler := build_scheduler(cfg.scheduler)) is not None:
+            describe(scheduler, optimizer, total_steps=10**6)  # more than a warm-up has
+
+
+@contextmanager
+def _refused(group: str, choices: Mapping[str, str | None]) -> Iterator[None]:
+    """Name the group whose part cannot be built."""
     try:
-        instantiate(cfg.optimizer)([torch.nn.Parameter(torch.zeros(1))])
-    except (ValueError, RuntimeError) as error:
-        raise ConfigError(f"optimizer: {error}{_in_file('optimizer', choices)}") from None
+        yield
+    except (ValueError, TypeError, RuntimeError) as error:
+        raise ConfigError(f"{group}: {error}{_in_file(group, choices)}") from None
 
 
 def _targets(node: Any, path: str = "") -> Iterator[tuple[str, dict]]:

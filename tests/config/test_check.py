@@ -17,6 +17,8 @@ CONF = ROOT / "conf"
 CHOICES = sorted(f"{p.parent.name}={p.stem}" for p in CONF.glob("*/*.yaml"))
 FILL_IN = {
     "loss=odpo": ["loss.offset=1"],
+    "optimizer=custom": ["optimizer._target_=torch.optim.SGD"],
+    "scheduler=custom": ["scheduler._target_=torch.optim.lr_scheduler.StepLR", "+scheduler.step_size=3"],
     "model=hf": ["model.path=org/name"],
     "data=jsonl": ["data.train=pairs.jsonl"],
 }
@@ -148,6 +150,67 @@ def test_a_wrong_value_is_named_with_what_is_allowed(overrides, message):
     with pytest.raises(ConfigError) as error:
         check(*overrides)
     assert message in str(error.value)
+
+
+def of_torch(scheduler: str, *more: str) -> list[str]:
+    return ["scheduler=custom", f"scheduler._target_=torch.optim.lr_scheduler.{scheduler}", *more]
+
+
+def optimizer(target: str, *more: str) -> list[str]:
+    return ["optimizer=custom", f"optimizer._target_={target}", *more]
+
+
+@pytest.mark.parametrize(
+    "overrides",
+    [
+        of_torch("StepLR", "+scheduler.step_size=10", "scheduler.interval=epoch"),
+        of_torch("OneCycleLR", "+scheduler.max_lr=1e-3"),
+        of_torch("CosineAnnealingWarmRestarts", "+scheduler.T_0=10"),
+        of_torch("MultiStepLR", "+scheduler.milestones=[10,20]"),
+        of_torch("ReduceLROnPlateau", "scheduler.monitor=val/loss", "scheduler.interval=epoch"),
+        ["scheduler=none"],
+        optimizer("torch.optim.SGD", "+optimizer.momentum=0.9"),
+        optimizer("torch.optim.RMSprop"),
+        optimizer("torch.optim.Adafactor"),
+        optimizer("transformers.Adafactor", "+optimizer.relative_step=false"),
+        optimizer("transformers.Adafactor", "optimizer.lr=null", "scheduler=none"),
+    ],
+)
+def test_any_schedule_and_any_optimizer_of_torch_is_accepted(overrides):
+    check(*overrides)
+
+
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        (["scheduler._target_=torch.optim.lr_scheduler.StepLR"],
+         "scheduler.name: unknown; allowed: optimizer, step_size, gamma, last_epoch (conf/scheduler/linear.yaml); with "
+         "another scheduler type scheduler=custom"),
+        (["optimizer._target_=torch.optim.SGD"], "with another optimizer type optimizer=custom optimizer._target_=..."),
+        (["scheduler=custom"], "scheduler._target_ has no value; type scheduler._target_=..."),
+        (of_torch("StepLR"), "scheduler: missing a required argument: 'step_size'"),
+        (of_torch("StepLR", "+scheduler.step_size=2", "scheduler.interval=day"),
+         "scheduler.interval=day: found the text 'day'; allowed: step or epoch"),
+        (of_torch("StepLR", "+scheduler.step_size=2", "scheduler.frequency=0"), "scheduler.frequency=0: found 0"),
+        (of_torch("StepLR", "+scheduler.step_size=2", "scheduler.monitor=val/loss"),
+         "scheduler: monitor=val/loss: StepLR watches no metric; leave it out"),
+        (of_torch("ReduceLROnPlateau"), "scheduler: ReduceLROnPlateau has no metric to watch; type scheduler.monitor="),
+        (of_torch("OneCycleLR", "+scheduler.max_lr=1", "scheduler.interval=epoch"),
+         "scheduler: interval=epoch frequency=1: this schedule counts optimizer steps; type interval=step"),
+        (of_torch("CyclicLR", "+scheduler.base_lr=1", "+scheduler.max_lr=2", *optimizer("torch.optim.Adagrad")),
+         "scheduler: optimizer must support momentum"),
+        (optimizer("transformers.Adafactor", "optimizer.lr=null"),
+         "scheduler: Adafactor without lr sets its own learning rate; type scheduler=none"),
+        (optimizer("transformers.Adafactor"), "optimizer: Cannot combine manual `lr` and `relative_step=True`"),
+        (optimizer("torch.optim.Muon"), "optimizer: Muon only supports 2D parameters"),
+        (optimizer("torch.optim.LBFGS"), "optimizer: LBFGS computes the loss several times per step"),
+        (optimizer("torch.optim.SparseAdam"), "optimizer: SparseAdam takes sparse gradients"),
+    ],
+)  # fmt: skip
+def test_a_schedule_or_an_optimizer_that_cannot_work_is_one_line(overrides, message):
+    with pytest.raises(ConfigError) as error:
+        check(*overrides)
+    assert message in str(error.value) and "\n" not in str(error.value)
 
 
 def test_the_file_of_a_wrong_value_is_named():

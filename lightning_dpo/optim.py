@@ -51,7 +51,8 @@ def schedule(
 
 @dataclass(frozen=True)
 class Stepping:
-    """Keys of `scheduler` that are not arguments of the schedule: when Lightning steps it.
+    """Keys of `scheduler` that are not arguments of the schedule: when Lightning steps it. None leaves a key to the
+    schedule, whose default is after each optimizer step.
 
     Args:
         interval: after optimizer steps or after epochs.
@@ -59,8 +60,8 @@ class Stepping:
         monitor: the metric that ReduceLROnPlateau watches.
     """
 
-    interval: Literal["step", "epoch"] = "step"
-    frequency: Annotated[int, "[1, inf)"] = 1
+    interval: Literal["step", "epoch"] | None = None
+    frequency: Annotated[int, "[1, inf)"] | None = None
     monitor: str | None = None
 
     @classmethod
@@ -73,10 +74,11 @@ class Stepping:
 
         Errors: ConfigError for a schedule by optimizer steps that would be stepped at other times.
         """
-        if _takes_total(make) and (self.interval, self.frequency) != ("step", 1):
-            found = f"interval={self.interval} frequency={self.frequency}"
-            raise ConfigError(f"{found}: this schedule counts optimizer steps; type interval=step frequency=1")
-        return lambda optimizer, total_steps: {"scheduler": _made(make, optimizer, total_steps), **asdict(self)}
+        own = {key: value for key, value in asdict(self).items() if value is not None}
+        if _takes_total(make) and (self.interval == "epoch" or (self.frequency or 1) > 1):
+            found = " ".join(f"{key}={value}" for key, value in own.items())
+            raise ConfigError(f"{found}: this schedule has total_steps and counts optimizer steps; leave {found} out")
+        return lambda optimizer, total_steps: {**_made(make, optimizer, total_steps), **own}
 
 
 def describe(make: Callable[..., Any], optimizer: Optimizer, total_steps: int) -> dict[str, Any]:
@@ -93,8 +95,7 @@ def describe(make: Callable[..., Any], optimizer: Optimizer, total_steps: int) -
             f"{type(optimizer).__name__} without lr sets its own learning rate; type scheduler=none (in Python: "
             "scheduler=None)"
         )
-    made = _made(make, optimizer, total_steps)
-    found = {"interval": "step", **(made if isinstance(made, dict) else {"scheduler": made})}
+    found = {"interval": "step", **_made(make, optimizer, total_steps)}
     scheduler, monitor = found.get("scheduler"), found.get("monitor")
     watches = found.get("reduce_on_plateau", isinstance(scheduler, ReduceLROnPlateau))
     if watches and not monitor:
@@ -107,14 +108,15 @@ def describe(make: Callable[..., Any], optimizer: Optimizer, total_steps: int) -
     return found
 
 
-def _made(make: Callable[..., Any], optimizer: Optimizer, total_steps: int) -> Any:
+def _made(make: Callable[..., Any], optimizer: Optimizer, total_steps: int) -> dict[str, Any]:
     total = {"total_steps": total_steps} if _takes_total(make) else {}
     try:
         inspect.signature(make).bind(optimizer, **total)
     except TypeError as error:
         how = "scheduler(optimizer), with total_steps=... where it has an argument of this name"
         raise ConfigError(f"{error}; a scheduler is called as {how}") from None
-    return make(optimizer, **total)
+    made = make(optimizer, **total)
+    return made if isinstance(made, dict) else {"scheduler": made}
 
 
 def _takes_total(make: Callable[..., Any]) -> bool:

@@ -92,7 +92,8 @@ def build(request: Request, folder: RunFolder, stop: Stop, began: float) -> Part
         folder.path, cfg.checkpoint.every_n_steps, metrics, folder.metadata, stop, cfg.trainer.max_time, began
     )
     warnings = [DisplacementWarning(), CollapseWarning(samples, cfg.warn_kl), RoundingWarning()]
-    callbacks = [samples, throughput, *warnings, *instantiate(cfg.callbacks or {}).values(), *bar, saving]
+    own = [instantiate(node) for node in (cfg.callbacks or {}).values()]
+    callbacks = [samples, throughput, *warnings, *own, *bar, saving]
     return Parts(folder, _trainer(cfg, callbacks, metrics), module, data, samples, metrics, throughput, start, report)
 
 
@@ -110,8 +111,8 @@ def _trainer(cfg: DictConfig, callbacks: list[L.Callback], metrics: MetricsCSV) 
     accelerator = cfg.trainer.accelerator
     if accelerator == "auto":  # Lightning's own would also take Apple's MPS, on which this project is not tested
         accelerator = "gpu" if torch.cuda.is_available() else "cpu"
-    trainer = instantiate(
-        cfg.trainer,
+    # a partial, because instantiate would turn an object that is a dataclass into a configuration
+    trainer = instantiate(cfg.trainer, _partial_=True)(
         accelerator=accelerator,
         callbacks=callbacks,
         plugins=[AtomicCheckpointIO()],

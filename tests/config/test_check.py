@@ -196,7 +196,7 @@ def test_any_schedule_and_any_optimizer_of_torch_is_accepted(overrides):
          "scheduler: monitor=val/loss: StepLR watches no metric; leave it out"),
         (of_torch("ReduceLROnPlateau"), "scheduler: ReduceLROnPlateau has no metric to watch; type scheduler.monitor="),
         (of_torch("OneCycleLR", "+scheduler.max_lr=1", "scheduler.interval=epoch"),
-         "scheduler: interval=epoch frequency=1: this schedule counts optimizer steps; type interval=step"),
+         "scheduler: interval=epoch: this schedule has total_steps and counts optimizer steps; leave interval=epoch"),
         (of_torch("CyclicLR", "+scheduler.base_lr=1", "+scheduler.max_lr=2", *optimizer("torch.optim.Adagrad")),
          "scheduler: optimizer must support momentum"),
         (optimizer("transformers.Adafactor", "optimizer.lr=null"),

@@ -14,7 +14,7 @@ from torch.optim import AdamW, Optimizer
 from transformers import PreTrainedModel
 
 from lightning_dpo import nonfinite
-from lightning_dpo.batch import PairBatch
+from lightning_dpo.batch import PairBatch, check_batch
 from lightning_dpo.ledger import PairMeans, StepLedger
 from lightning_dpo.losses import Loss, PairLogps, needs_of
 from lightning_dpo.losses.needs import check_batches, check_columns, check_reference
@@ -106,6 +106,7 @@ class DPOModule(L.LightningModule):
         disable(self.policy)
 
     def training_step(self, batch: PairBatch, batch_idx: int) -> Tensor:
+        check_batch(batch)
         if self.trainer.global_step == 0 and batch_idx == 0:
             start = self.reference if self._untrained and self.reference and self.reference.is_start else None
             check_first_batch(self.scorer, batch, {"the reference": start} if start else {}, self.needs)
@@ -115,6 +116,7 @@ class DPOModule(L.LightningModule):
         return loss.sum()  # on_before_optimizer_step divides by the pairs of the whole step
 
     def validation_step(self, batch: PairBatch, batch_idx: int, dataloader_idx: int = 0) -> None:
+        check_batch(batch)
         *_, metrics = self._losses(batch)
         # A named set is logged by itself, and its pairs count in val/ too.
         names = list(getattr(getattr(self.trainer, "datamodule", None), "val_sets", {}))
@@ -177,7 +179,7 @@ class DPOModule(L.LightningModule):
         total = self.trainer.estimated_stepping_batches
         if total == float("inf"):
             raise ValueError("the run has no end: set trainer.max_epochs or trainer.max_steps")
-        if self.scheduler is None or total == 0:
+        if self.scheduler is None or total == 0 or self.trainer.max_epochs == 0:
             return optimizer
         return {"optimizer": optimizer, "lr_scheduler": describe(self.scheduler, optimizer, int(total))}
 

@@ -8,6 +8,7 @@ import torch
 from torch.utils.data import DataLoader
 
 from lightning_dpo import CopyReference, DPOModule, PreferenceDataModule, losses
+from lightning_dpo.errors import DataError
 from lightning_dpo.losses import ReferenceRequired
 from tests.conftest import gpt2, llama, random_pairs
 from tests.pairs import tree_pairs
@@ -244,3 +245,16 @@ def test_twenty_steps_of_packed_rows_follow_those_of_padded_ones():
     assert losses_of["shared_prefix"] == pytest.approx(losses_of["padded"], abs=1e-4)
     assert sums["shared_prefix"] == pytest.approx(sums["padded"], abs=2e-3)
     assert max(abs(loss - 0.693147) for loss in losses_of["padded"]) > 0.05, "the weights did not move"
+
+
+@pytest.mark.parametrize("stage", ["fit", "validate"])
+@pytest.mark.parametrize(
+    ("batch", "found"),
+    [({"chosen": torch.ones(1), "rejected": torch.ones(1)}, "a dict with the keys chosen, rejected"),
+     ([torch.ones(1)], "a list"), (torch.ones(1), "a Tensor")],
+)  # fmt: skip
+def test_another_batch_than_a_pair_batch_is_one_line(stage, batch, found):
+    of_theirs = DataLoader([0], collate_fn=lambda rows: batch)
+    with pytest.raises(DataError, match=f"a batch is {found}; allowed: .*PairBatch") as error:
+        getattr(trainer(), stage)(module(), of_theirs)
+    assert "\n" not in str(error.value)

@@ -16,6 +16,7 @@ from lightning_dpo.callbacks.progress_bar import PairProgressBar
 from lightning_dpo.callbacks.saving import Saving
 from lightning_dpo.config.request import Request
 from lightning_dpo.data.report import ReportOptions, ches_page, data_page
+from lightning_dpo.errors import ConfigError
 from lightning_dpo.loggers.metrics_csv import MetricsCSV
 from lightning_dpo.loggers.wandb import connect
 from lightning_dpo.models.loading import check_fits, check_path, load_tokenizer
@@ -63,6 +64,7 @@ def build(request: Request, folder: RunFolder, stop: Stop, began: float) -> Part
     asked = ReportOptions.keys(cfg.data)
     data = instantiate(_without(cfg.data, asked), tokenizer=tokenizer)
     data.setup()
+    _check_interval(cfg.trainer, data)
     start = folder.begin(data.content())
     options = ReportOptions(**asked)
     report = data_page(data, folder.path, options.report_plot)
@@ -92,9 +94,24 @@ def build(request: Request, folder: RunFolder, stop: Stop, began: float) -> Part
         folder.path, cfg.checkpoint.every_n_steps, metrics, folder.metadata, stop, cfg.trainer.max_time, began
     )
     warnings = [DisplacementWarning(), CollapseWarning(samples, cfg.warn_kl), RoundingWarning()]
-    own = [instantiate(node) for node in (cfg.callbacks or {}).values()]
+    own = [instantiate(node) for node in cfg.callbacks.values()]
     callbacks = [samples, throughput, *warnings, *own, *bar, saving]
     return Parts(folder, _trainer(cfg, callbacks, metrics), module, data, samples, metrics, throughput, start, report)
+
+
+def _check_interval(trainer: DictConfig, data: Any) -> None:
+    """Errors: ConfigError for more micro-batches between two validations than an epoch has."""
+    interval, limit = trainer.val_check_interval, trainer.get("limit_train_batches", 1.0)
+    whole = data.streaming or trainer.get("check_val_every_n_epoch", 1) is None
+    if whole or not isinstance(interval, int):
+        return
+    batches = len(data.train_dataloader())
+    batches = min(limit, batches) if isinstance(limit, int) else int(limit * batches)
+    if interval > batches:
+        raise ConfigError(
+            f"trainer.val_check_interval={interval}: an epoch has {batches} micro-batches; type at most that, or a "
+            "share such as 0.5"
+        )
 
 
 def build_scheduler(node: DictConfig) -> Callable[..., Any] | None:
@@ -117,7 +134,7 @@ def _trainer(cfg: DictConfig, callbacks: list[L.Callback], metrics: MetricsCSV) 
         callbacks=callbacks,
         plugins=[AtomicCheckpointIO()],
         max_time=None,  # Lightning's would end the run as if it were finished
-        logger=[metrics, *(connect(partial(instantiate, node)) for node in (cfg.logger or {}).values())],
+        logger=[metrics, *(connect(partial(instantiate, node)) for node in cfg.logger.values())],
     )
     for logger in trainer.loggers:
         logger.log_hyperparams(OmegaConf.to_container(cfg, resolve=True))

@@ -8,13 +8,17 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig, OmegaConf, open_dict
 
 from lightning_dpo.config.combinations import check_combinations, check_inside
 from lightning_dpo.errors import ConfigError
 from lightning_dpo.safety import targets
 from lightning_dpo.safety.secrets import refuse_secret_values
 from lightning_dpo.signatures import ArgumentError, check_arguments, nodes
+
+NEEDED = ("model", "data", "loss", "optimizer", "samples", "trainer")
+OPTIONAL = ("reference", "scheduler", "logger", "callbacks")
+"""Groups that a run needs, and those that may be removed."""
 
 SPECIAL = ("_target_", "_partial_", "_recursive_", "_convert_", "_args_")
 
@@ -32,8 +36,12 @@ def check(cfg: DictConfig, choices: Mapping[str, str | None], overrides: list[st
     missing = sorted(OmegaConf.missing_keys(cfg))
     if missing:
         raise ConfigError(f"{missing[0]} has no value; type {missing[0]}=...")
-    OmegaConf.resolve(cfg)  # for good: later code builds what is checked here
+    with open_dict(cfg):  # for good, as the next line: later code builds what is checked here
+        cfg.update({group: {} for group in OPTIONAL if cfg.get(group) is None})
+    OmegaConf.resolve(cfg)
     plain: dict[str, Any] = OmegaConf.to_container(cfg, resolve=False)  # type: ignore[assignment]
+    if without := [group for group in NEEDED if "_target_" not in (plain.get(group) or {})]:
+        raise ConfigError(f"{without[0]}: a run needs one, and its _target_ is missing; remove ~{without[0]}")
     if left := [path for path, node in nodes(plain) if isinstance(node, str) and "${" in node]:
         raise ConfigError(
             f"{left[0]}: '${{' is left after all values are resolved; remove it, or put the text into a file"

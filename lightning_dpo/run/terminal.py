@@ -31,11 +31,11 @@ def header(cfg: DictConfig, choices: dict[str, str | None], module: DPOModule) -
     say(f"loss       {choices['loss']} ({parameters})   reference {choices['reference']}")
     pairs = f"{cfg.data.batch_size} pairs x {cfg.trainer.accumulate_grad_batches} per step"
     optimizer, scheduler = (
-        str((node or {}).get("_target_", "none")).rpartition(".")[2] for node in (cfg.optimizer, cfg.scheduler)
+        str(node.get("_target_", "none")).rpartition(".")[2] for node in (cfg.optimizer, cfg.scheduler)
     )
     lr = cfg.optimizer.get("lr")
     rate = "" if lr is None else f" lr {lr:g}"
-    say(f"optimizer  {optimizer}{rate}, scheduler {(cfg.scheduler or {}).get('name', scheduler)}, {pairs}")
+    say(f"optimizer  {optimizer}{rate}, scheduler {cfg.scheduler.get('name', scheduler)}, {pairs}")
     why = f" ({module.scorer.why_not_packed})" if module.scorer.why_not_packed else ""
     say(f"scoring    {module.scorer.layout}{why}")
     say(f"output     {cfg.output_dir}")

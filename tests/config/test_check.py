@@ -127,12 +127,20 @@ def test_a_reference_free_loss_brings_no_reference_and_an_explicit_one_wins():
         (["+trainer.num_nodes=2"], "trainer.num_nodes=2: one device is supported so far"),
         (["+trainer.fast_dev_run=3"], "trainer.fast_dev_run=3: it logs and saves nothing; type trainer.max_steps=1"),
         (["+trainer.reload_dataloaders_every_n_epochs=1"], "a run could not resume within an epoch"),
+        (["+trainer.overfit_batches=2"], "trainer.overfit_batches=2: it replaces the order of the data"),
+        (["+trainer.strategy=ddp"], "trainer.strategy=ddp: one device is supported so far"),
         (["trainer.enable_checkpointing=true"], "trainer.enable_checkpointing=True: a run saves checkpoints/ itself"),
         (["trainer.val_check_interval=00:01:00"], "trainer.val_check_interval=00:01:00: by the clock no two runs"),
         (["+callbacks.swa={_target_: lightning.pytorch.callbacks.StochasticWeightAveraging, swa_lrs: 0.1}"],
          "callbacks.swa=StochasticWeightAveraging: a checkpoint does not hold its whole state"),
         (["trainer.precision=16-mixed"], "type optimizer.fused=false"),
         (["trainer.max_epochs=-1"], "never ends; set one of them"),
+        (["trainer.max_epochs=null"], "trainer.max_epochs=null with trainer.max_steps=-1 never ends; set one of them"),
+        (["trainer.accumulate_grad_batches=0"], "accumulate_grad_batches=0: allowed: a whole number in [1, inf)"),
+        (["trainer.max_steps=-2"], "trainer.max_steps=-2: allowed: a whole number in [-1, inf)"),
+        (["trainer.log_every_n_steps=0"], "trainer.log_every_n_steps=0: allowed: a whole number in [1, inf)"),
+        (["checkpoint.every_n_steps=0"], "checkpoint.every_n_steps=0: allowed: a whole number in [1, inf)"),
+        (["~optimizer"], "optimizer: a run needs one"),
         (["reference=none"], "reference=none with loss=dpo: this loss compares the policy with a reference"),
         (["data.weight_column=w", "loss=dr_dpo"], "data.weight_column=w with loss=dr_dpo: this loss has one value"),
         (["data.margin_column=m"], "data.margin_column=m with loss=dpo: this loss uses no margins"),
@@ -150,6 +158,16 @@ def test_a_wrong_value_is_named_with_what_is_allowed(overrides, message):
     with pytest.raises(ConfigError) as error:
         check(*overrides)
     assert message in str(error.value)
+
+
+@pytest.mark.parametrize("override", ["logger=[]", "~callbacks", "~scheduler"])
+def test_what_a_run_can_do_without_may_be_removed(override):
+    cfg, _ = check(override)
+    assert cfg[override.strip("~=[]")] == {}
+
+
+def test_without_a_limit_of_epochs_the_steps_are_one():
+    check("trainer.max_epochs=null", "trainer.max_steps=9")
 
 
 def of_torch(scheduler: str, *more: str) -> list[str]:
@@ -227,6 +245,7 @@ def test_the_file_of_a_wrong_value_is_named():
         ("loss=ip0", "hinge ipo kto_pair"),
         ("logger=null", "logger=null: a group takes a name; allowed: csv, tensorboard, wandb"),
         ("seed=[1", "seed=[1"),
+        ("~logger", "~logger: it is a list of choices; type logger=[] or logger=csv"),
     ],
 )
 def test_hydras_own_errors_become_one_line(override, message):

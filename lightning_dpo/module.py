@@ -15,7 +15,7 @@ from transformers import PreTrainedModel
 
 from lightning_dpo import nonfinite
 from lightning_dpo.batch import PairBatch, check_batch
-from lightning_dpo.ledger import PairMeans, StepLedger
+from lightning_dpo.ledger import PairMeans, StepLedger, number_steps_from_one
 from lightning_dpo.losses import Loss, PairLogps, needs_of
 from lightning_dpo.losses.needs import check_batches, check_columns, check_reference
 from lightning_dpo.losses.plain import as_loss, to_plain
@@ -101,6 +101,10 @@ class DPOModule(L.LightningModule):
         check_batches(self.needs, self.trainer.accumulate_grad_batches, self.trainer.world_size)
         if self.reference is not None:
             self.reference.prepare(self.policy, self.trainer)
+
+    def on_train_start(self) -> None:
+        if self.trainer.global_step == 0:
+            number_steps_from_one(self.trainer)
 
     def teardown(self, stage: str) -> None:
         disable(self.policy)

@@ -22,6 +22,7 @@ NAMES = (
     "fit_loop.epoch_progress.current.processed",
     "fit_loop.epoch_progress.total.completed",
     "fit_loop.epoch_loop.restarting",
+    "fit_loop.epoch_loop._batches_that_stepped",
     "fit_loop.epoch_loop._should_check_val_fx",
     "fit_loop.epoch_loop.update_lr_schedulers",
     "fit_loop.epoch_loop.reset_restart_stage",

@@ -1,11 +1,13 @@
 """A schedule that is stepped by epochs or by validations continues where it was, from any checkpoint."""
 
+import csv
 import shutil
 from functools import partial
 from pathlib import Path
 
 import pytest
 import torch
+from lightning.pytorch.callbacks import LearningRateMonitor
 from torch.optim.lr_scheduler import ReduceLROnPlateau, StepLR
 
 from lightning_dpo import CopyReference, DPOModule, PreferenceDataModule, losses
@@ -65,13 +67,14 @@ def test_a_run_resumed_from_any_checkpoint_has_the_same_rows(tmp_path, name, acc
         metrics, copies = MetricsCSV(tmp_path), Copies(tmp_path)
         saving = Saving(tmp_path, 1, metrics, {"config": {}}, Stop())
         options = dict(max_epochs=3, val_check_interval=2, log_every_n_steps=1, accumulate_grad_batches=accumulate)
-        run = trainer(callbacks=[saving], plugins=[copies], logger=[metrics], **options)
+        run = trainer(callbacks=[LearningRateMonitor("step"), saving], plugins=[copies], logger=[metrics], **options)
         run.fit(module, datamodule=data, ckpt_path=start, weights_only=True)
         return metrics.path.read_bytes(), copies.paths
 
     whole, paths = fit()
-    rates = {line.rpartition(b",")[2] for line in whole.splitlines()[1:]} - {b""}
-    assert len(paths) >= 8 and len(rates) > 1
+    table = list(csv.DictReader(whole.decode().splitlines()))
+    rates, seen = ({r["step"]: r[name] for r in table if r[name]} for name in ("train/lr", "lr-SGD"))
+    assert len(paths) >= 8 and len(set(rates.values())) > 1 and seen == rates
     for path in paths[every - 1 :: every]:
         shutil.copy(path, start := tmp_path / "start.ckpt")
         assert fit(start)[0] == whole, path.name

@@ -6,6 +6,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from lightning_dpo.errors import DataError
 from lightning_dpo.ragged import Ragged, Sharing
 
 
@@ -114,6 +115,16 @@ class PairBatch:
                 filled = [d if c is None else c for c, d in zip(columns, defaults, strict=True)]
                 setattr(joined, name, torch.cat(filled))
         return joined
+
+
+def check_batch(batch: object) -> None:
+    """Errors: DataError for anything but a PairBatch."""
+    if not isinstance(batch, PairBatch):
+        keys = f" with the keys {', '.join(map(str, batch))}" if isinstance(batch, dict) else ""
+        raise DataError(
+            f"a batch is a {type(batch).__name__}{keys}; allowed: lightning_dpo.batch.PairBatch(prompt, chosen, "
+            "rejected, index), whose sides are Ragged.from_rows([token ids of a row, ...]), as of PreferenceDataModule"
+        )
 
 
 def _ones(side: Ragged) -> Ragged:

@@ -22,6 +22,12 @@ ROWS_AT_ONCE = 10
 """Rows of metrics that stay on a GPU until they are fetched together."""
 
 
+def number_steps_from_one(trainer: L.Trainer) -> None:
+    """Number the rows of Lightning and its callbacks as this project's: step k is the k-th, also while it lasts.
+    Lightning counts the steps before it, and keeps counting from here, in checkpoints too."""
+    trainer.fit_loop.epoch_loop._batches_that_stepped = 1
+
+
 class PairMeans:
     """Running sums over pairs: a mean is exact whatever the micro-batches, the ranks or the size of the last batch."""
 

@@ -14,9 +14,9 @@ from torch.optim import AdamW, Optimizer
 from transformers import PreTrainedModel
 
 from lightning_dpo import nonfinite
-from lightning_dpo.batch import PairBatch
+from lightning_dpo.batch import PairBatch, check_batch
 from lightning_dpo.data import PreferenceDataModule
-from lightning_dpo.ledger import PairMeans, StepLedger
+from lightning_dpo.ledger import PairMeans, StepLedger, number_steps_from_one
 from lightning_dpo.losses import Loss, PairLogps, needs_of
 from lightning_dpo.losses.needs import check_batches, check_columns, check_reference
 from lightning_dpo.losses.plain import as_loss, to_plain
@@ -25,7 +25,7 @@ from lightning_dpo.models.checks import check_fits
 from lightning_dpo.models.layers import without_dropout
 from lightning_dpo.models.loading import as_model, load_model, plain_config
 from lightning_dpo.nonfinite import NonFinite
-from lightning_dpo.optim import check_moments, clip, schedule
+from lightning_dpo.optim import check_optimizer, clip, describe, schedule
 from lightning_dpo.reference import Reference
 from lightning_dpo.scoring import Scorer, Scoring, pair_logps
 from lightning_dpo.scoring.attention import disable
@@ -44,7 +44,9 @@ class DPOModule(L.LightningModule):
             nn.Module, and checkpoints keep its state.
         reference: CopyReference() or CachedReference(); None for a loss that needs none.
         optimizer: parameters -> optimizer.
-        scheduler: (optimizer, total optimizer steps) -> schedule, stepped after each optimizer step.
+        scheduler: optimizer -> any LRScheduler, stepped after each optimizer step, or Lightning's dict with `interval`,
+            `frequency` and `monitor`. An argument `total_steps` receives the optimizer steps of the run. None: the
+            learning rate stays as the optimizer sets it.
         trust_remote_code: whether a model loaded from a folder or the hub may run its own code.
         scoring: how a batch is laid out for the model, see Scorer.
         nonfinite: a step whose loss or gradient is NaN or infinite raises NonFiniteError ("stop") or leaves the weights
@@ -63,7 +65,7 @@ class DPOModule(L.LightningModule):
         loss: Loss | Mapping[str, Any],
         reference: Reference | None = None,
         optimizer: Callable[..., Optimizer] = ADAMW,
-        scheduler: Callable[..., Any] = schedule,
+        scheduler: Callable[..., Any] | None = schedule,
         trust_remote_code: bool = False,
         scoring: Scoring = "auto",
         nonfinite: NonFinite = "stop",
@@ -104,6 +106,7 @@ class DPOModule(L.LightningModule):
 
     def training_step(self, batch: PairBatch, batch_idx: int) -> Tensor:
         if self.trainer.global_step == 0 and batch_idx == 0:
+            check_batch(batch)
             equal = {"the reference": self.reference} if self.reference and self.reference.is_policy else {}
             check_first_batch(self.scorer, batch, equal, self.needs)
         self.ledger.open(self.loss)
@@ -136,6 +139,7 @@ class DPOModule(L.LightningModule):
 
     def _losses(self, batch: PairBatch) -> tuple[PairLogps, Tensor, dict[str, Tensor]]:
         """The loss's input, the values to minimise, shape [pair], and the metrics of each pair."""
+        check_batch(batch)
         logps, aux_loss = self._score(batch)
         result = self.loss(logps)
         if batch.weight is not None:
@@ -167,8 +171,9 @@ class DPOModule(L.LightningModule):
             self.reference.is_policy = False
         gradients = [p.grad for group in optimizer.param_groups for p in group["params"] if p.grad is not None]
         means = self.ledger.divide(gradients, self.trainer)
-        norm, lr = torch.nn.utils.get_total_norm(gradients), float(optimizer.param_groups[0]["lr"])
-        row = {f"train/{name}": value for name, value in {**means, "grad_norm": norm, "lr": lr}.items()}
+        lr = optimizer.param_groups[0].get("lr")  # None: Adafactor chooses its own
+        own = {"grad_norm": torch.nn.utils.get_total_norm(gradients), **({} if lr is None else {"lr": float(lr)})}
+        row = {f"train/{name}": value for name, value in {**means, **own}.items()}
         self.log_dict(row, logger=False)  # for the progress bar and callbacks
         self.ledger.close(row, self.trainer, optimizer, self.loss)
 
@@ -176,6 +181,8 @@ class DPOModule(L.LightningModule):
         clip(self.trainer.precision_plugin, optimizer, gradient_clip_val, gradient_clip_algorithm)
 
     def on_train_start(self) -> None:
+        if self.trainer.global_step == 0:
+            number_steps_from_one(self.trainer)
         if isinstance(data := getattr(self.trainer, "datamodule", None), PreferenceDataModule):
             data.position.count_batches(self.trainer)
 
@@ -200,12 +207,13 @@ class DPOModule(L.LightningModule):
 
     def configure_optimizers(self) -> Any:
         optimizer = self.optimizer([p for p in self.policy.parameters() if p.requires_grad])
-        check_moments(optimizer)
+        check_optimizer(optimizer)
         total = self.trainer.estimated_stepping_batches
         if total == float("inf"):
             raise ValueError("the run has no end: set trainer.max_epochs or trainer.max_steps")
-        scheduler = self.scheduler(optimizer, int(total))
-        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
+        if self.scheduler is None or total == 0 or self.trainer.max_epochs == 0:
+            return optimizer
+        return {"optimizer": optimizer, "lr_scheduler": describe(self.scheduler, optimizer, int(total))}
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         self.ledger.check(self.trainer)

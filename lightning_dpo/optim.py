@@ -1,15 +1,18 @@
 """Learning-rate schedules, optimizers from optional packages, and gradient clipping."""
 
+import inspect
 import math
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import asdict, dataclass, fields
+from functools import partial
 from typing import Annotated, Any, Literal
 
 import torch
 from lightning.pytorch.plugins.precision import MixedPrecision, Precision
 from lightning.pytorch.utilities.enums import GradClipAlgorithmType
 from torch import Tensor
-from torch.optim import Optimizer
-from torch.optim.lr_scheduler import LambdaLR, LRScheduler
+from torch.optim import Optimizer, SparseAdam
+from torch.optim.lr_scheduler import LambdaLR, LRScheduler, ReduceLROnPlateau
 
 from lightning_dpo.errors import ConfigError
 
@@ -33,11 +36,11 @@ def schedule(
     Args:
         warmup_steps: a number of steps; below 1, a share of all steps.
 
-    Errors: ValueError for a warm-up as long as the run, which would never reach its learning rate.
+    Errors: ConfigError for a warm-up as long as the run, which would never reach its learning rate.
     """
     warmup = round(warmup_steps * total_steps) if warmup_steps < 1 else int(warmup_steps)
     if warmup >= total_steps:
-        raise ValueError(
+        raise ConfigError(
             f"scheduler.warmup_steps={warmup_steps}: the run has only {total_steps} optimizer steps; "
             "set fewer steps, or a share below 1"
         )
@@ -45,6 +48,102 @@ def schedule(
     return LambdaLR(
         optimizer, lambda step: step / warmup if step < warmup else after((step - warmup) / (total_steps - warmup))
     )
+
+
+@dataclass(frozen=True)
+class Stepping:
+    """Keys of `scheduler` that are not arguments of the schedule: when Lightning steps it. None leaves a key to the
+    schedule, whose default is after each optimizer step.
+
+    Args:
+        interval: after optimizer steps or after epochs.
+        frequency: every how many epochs; with "step", every how many micro-batches of an epoch, as Lightning counts.
+        monitor: the metric that ReduceLROnPlateau watches.
+    """
+
+    interval: Literal["step", "epoch"] | None = None
+    frequency: Annotated[int, "[1, inf)"] | None = None
+    monitor: str | None = None
+
+    @classmethod
+    def keys(cls, node: Mapping[str, Any]) -> dict[str, Any]:
+        """Those keys of a `scheduler` node."""
+        return {field.name: node[field.name] for field in fields(cls) if field.name in node}
+
+    def of(self, make: Callable[..., Any]) -> Callable[..., dict[str, Any]]:
+        """`make`, returning Lightning's description of its schedule.
+
+        Errors: ConfigError for a schedule by optimizer steps that would be stepped at other times.
+        """
+        own = {key: value for key, value in asdict(self).items() if value is not None}
+        if _takes_total(make) and (self.interval == "epoch" or (self.frequency or 1) > 1):
+            found = " ".join(f"{key}={value}" for key, value in own.items())
+            raise ConfigError(f"{found}: this schedule has total_steps and counts optimizer steps; leave {found} out")
+        return lambda optimizer, total_steps: {**_made(make, optimizer, total_steps), **own}
+
+
+def describe(make: Callable[..., Any], optimizer: Optimizer, total_steps: int) -> dict[str, Any]:
+    """Lightning's description of the schedule that `make` returns, stepped after each optimizer step unless `make`
+    returns a description that says otherwise.
+
+    Args:
+        make: optimizer -> schedule or description. `total_steps` goes to an argument of this name that is not set.
+
+    Errors: ConfigError for a schedule that cannot work.
+    """
+    if any(group.get("lr") is None for group in optimizer.param_groups):
+        raise ConfigError(
+            f"{type(optimizer).__name__} without lr sets its own learning rate; type scheduler=none (in Python: "
+            "scheduler=None)"
+        )
+    found = {"interval": "step", **_made(make, optimizer, total_steps)}
+    scheduler, monitor = found.get("scheduler"), found.get("monitor")
+    watches = found.get("reduce_on_plateau", isinstance(scheduler, ReduceLROnPlateau))
+    if watches and not monitor:
+        raise ConfigError(
+            "ReduceLROnPlateau has no metric to watch; type scheduler.monitor=val/loss scheduler.interval=epoch (in "
+            'Python return {"scheduler": ..., "monitor": "val/loss", "interval": "epoch"})'
+        )
+    if monitor and not watches:
+        raise ConfigError(f"monitor={monitor}: {type(scheduler).__name__} watches no metric; leave it out")
+    return found
+
+
+def _made(make: Callable[..., Any], optimizer: Optimizer, total_steps: int) -> dict[str, Any]:
+    total = {"total_steps": total_steps} if _takes_total(make) else {}
+    try:
+        inspect.signature(make).bind(optimizer, **total)
+    except TypeError as error:
+        how = "scheduler(optimizer), with total_steps=... where it has an argument of this name"
+        raise ConfigError(f"{error}; a scheduler is called as {how}") from None
+    made = make(optimizer, **total)
+    return made if isinstance(made, dict) else {"scheduler": made}
+
+
+def _takes_total(make: Callable[..., Any]) -> bool:
+    """Whether `make` has an argument `total_steps` that is set in no way; OneCycleLR's other way is by epochs."""
+    given = make.keywords if isinstance(make, partial) else {}
+    takes = "total_steps" in inspect.signature(make).parameters
+    return takes and not given.keys() & {"total_steps", "epochs", "steps_per_epoch"}
+
+
+def check_optimizer(optimizer: Optimizer) -> None:
+    """Errors: ConfigError for an optimizer that cannot take a step as DPOModule does."""
+    name = type(optimizer).__name__
+    closure = inspect.signature(type(optimizer).step).parameters.get("closure")
+    if closure is not None and closure.default is closure.empty:
+        raise ConfigError(f"{name} computes the loss several times per step, and a run once; use another optimizer")
+    if isinstance(optimizer, SparseAdam):
+        raise ConfigError(f"{name} takes sparse gradients, and those of a model are dense; use another optimizer")
+    # Adam of torch keeps its second moments in the dtype of the weights. In float16 they and `eps` round to 0, and the
+    # steps explode.
+    eps = optimizer.defaults.get("eps")
+    half = any(p.dtype == torch.float16 for group in optimizer.param_groups for p in group["params"])
+    if half and type(optimizer).__module__.startswith("torch.") and eps and not torch.tensor(eps).half():
+        raise ConfigError(
+            f"weights in float16: the moments of {name} and its eps={eps:g} round to 0; type model.dtype=float32 with "
+            "trainer.precision=16-mixed or bf16-mixed, or model.dtype=bfloat16"
+        )
 
 
 def adamw_8bit(
@@ -87,18 +186,6 @@ def adamw_stochastic(
             "optimizer=adamw_stochastic needs torchao: pip install 'lightning-dpo[stochastic]', or type optimizer=adamw"
         ) from None
     return _AdamW(params, lr, tuple(betas), eps, weight_decay, bf16_stochastic_round=True)  # type: ignore[arg-type]
-
-
-def check_moments(optimizer: Optimizer) -> None:
-    """Errors: ConfigError for Adam of torch over weights in float16: its second moments, which have their dtype, round
-    to 0 there, and so does `eps`, so that the steps explode."""
-    eps = optimizer.defaults.get("eps")
-    half = any(p.dtype == torch.float16 for group in optimizer.param_groups for p in group["params"])
-    if half and type(optimizer).__module__.startswith("torch.") and eps and not torch.tensor(eps).half():
-        raise ConfigError(
-            f"weights in float16: the moments of {type(optimizer).__name__} and its eps={eps:g} round to 0; type "
-            "model.dtype=float32 with trainer.precision=16-mixed or bf16-mixed, or model.dtype=bfloat16"
-        )
 
 
 def clip(plugin: Precision, optimizer: Optimizer, value: float | None, algorithm: str | None) -> None:

@@ -5,9 +5,11 @@ from functools import partial
 import lightning as L
 import pytest
 import torch
+from lightning.pytorch.callbacks import LearningRateMonitor
 from torch.utils.data import DataLoader
 
 from lightning_dpo import CopyReference, DPOModule, PreferenceDataModule, losses
+from lightning_dpo.errors import DataError
 from lightning_dpo.losses import ReferenceRequired
 from tests.conftest import gpt2, llama, random_pairs
 from tests.pairs import tree_pairs
@@ -246,3 +248,58 @@ def test_twenty_steps_of_packed_rows_follow_those_of_padded_ones():
     assert losses_of["shared_prefix"] == pytest.approx(losses_of["padded"], abs=1e-4)
     assert sums["shared_prefix"] == pytest.approx(sums["padded"], abs=2e-3)
     assert max(abs(loss - 0.693147) for loss in losses_of["padded"]) > 0.05, "the weights did not move"
+
+
+@pytest.mark.parametrize("stage", ["fit", "validate"])
+@pytest.mark.parametrize(
+    ("batch", "found"),
+    [({"chosen": torch.ones(1), "rejected": torch.ones(1)}, "a dict with the keys chosen, rejected"),
+     ([torch.ones(1)], "a list"), (torch.ones(1), "a Tensor")],
+)  # fmt: skip
+def test_another_batch_than_a_pair_batch_is_one_line(stage, batch, found):
+    of_theirs = DataLoader([0], collate_fn=lambda rows: batch)
+    with pytest.raises(DataError, match=f"a batch is {found}; allowed: .*PairBatch") as error:
+        getattr(trainer(), stage)(module(), of_theirs)
+    assert "\n" not in str(error.value)
+
+
+class Logs(L.Callback):
+    """Logs in the ways that callbacks do."""
+
+    def on_train_batch_start(self, trainer, pl_module, batch, batch_idx):
+        self.learning_rate = trainer.optimizers[0].param_groups[0]["lr"]
+
+    def on_train_batch_end(self, trainer, pl_module, *args):
+        pl_module.log("mine/lr", self.learning_rate)
+
+    def on_train_epoch_end(self, trainer, pl_module):
+        pl_module.log("mine/epoch", float(trainer.global_step))
+
+
+@pytest.mark.parametrize("accumulate", [1, 2])
+@pytest.mark.parametrize("interval", ["step", "epoch"])
+def test_rows_of_lightnings_callbacks_have_the_number_of_their_step(tmp_path, accumulate, interval):
+    """Two epochs of five batches, also from a checkpoint after the first of them and after three steps."""
+
+    def fit(epochs: int, start=None, **options) -> tuple[L.Trainer, dict]:
+        rows, monitor = Rows(), LearningRateMonitor(logging_interval=interval)
+        settings = dict(max_epochs=epochs, logger=rows, log_every_n_steps=1, accumulate_grad_batches=accumulate)
+        run = trainer(callbacks=[monitor, Logs()], **settings, **options)
+        decaying = partial(torch.optim.lr_scheduler.ExponentialLR, gamma=0.5)
+        own = DPOModule(llama(), DPO, CopyReference(), SGD, decaying)
+        run.fit(own, loader(random_pairs(5), 1), loader(random_pairs(5), 5), ckpt_path=start)
+        return run, {name: {step: row[name] for step, row in rows.rows if name in row}
+                     for name in ("train/lr", "lr-SGD", "mine/lr", "mine/epoch")}  # fmt: skip
+
+    def agree(found: dict) -> None:
+        assert found["lr-SGD"] and found["mine/lr"] == pytest.approx(found["train/lr"])
+        assert found["lr-SGD"] == pytest.approx({step: found["train/lr"][step] for step in found["lr-SGD"]})
+        assert all(step == value for step, value in found["mine/epoch"].items())
+
+    _, whole = fit(2)
+    agree(whole)
+    first, _ = fit(1)
+    first.save_checkpoint(tmp_path / "first.ckpt")
+    _, second = fit(2, tmp_path / "first.ckpt")
+    agree(second)
+    assert second["train/lr"] == {step: lr for step, lr in whole["train/lr"].items() if step > first.global_step}

@@ -5,13 +5,14 @@ from functools import partial
 
 import pytest
 import torch
-from transformers import get_scheduler
+from torch.optim import lr_scheduler
+from transformers import Adafactor, get_scheduler
 
 from lightning_dpo import CopyReference, DPOModule
 from lightning_dpo.errors import ConfigError
 from lightning_dpo.optim import adamw_8bit, adamw_stochastic, schedule
 from tests.conftest import llama, random_pairs
-from tests.test_module import DPO, loader, module, trainer, weights
+from tests.test_module import DPO, SGD, Rows, loader, module, trainer, weights
 
 
 def test_adamw_8bit_has_one_byte_moments_and_steps_like_adamw():
@@ -86,3 +87,87 @@ def test_bf16_mixed_trains_float32_weights_with_a_fused_optimizer_and_clipping()
         assert moved[precision].dtype == torch.float32
         assert moved[precision].norm().item() == pytest.approx(0.5, rel=1e-3)
     assert torch.cosine_similarity(*moved.values(), dim=0) > 0.999
+
+
+def rates(scheduler, optimizer=SGD, **options) -> list[float]:
+    """The logged learning rates of two epochs of three batches; the loss of the one pair falls."""
+    rows = Rows()
+    run = DPOModule(llama(), DPO, CopyReference(), optimizer, scheduler)
+    trainer(max_epochs=2, logger=rows, log_every_n_steps=1, **options).fit(run, loader(random_pairs(3), 1))
+    return [row["train/lr"] for _, row in rows.rows if "train/lr" in row]
+
+
+def by_torch(make, steps: int = 6) -> list[float]:
+    """The learning rates of a schedule that is stepped after each optimizer step."""
+    optimizer = torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], lr=0.1)
+    scheduler, found = make(optimizer), []
+    for _ in range(steps):
+        found.append(optimizer.param_groups[0]["lr"])
+        optimizer.step()
+        scheduler.step()
+    return found
+
+
+@pytest.mark.parametrize(
+    "make",
+    [
+        partial(lr_scheduler.StepLR, step_size=2, gamma=0.5),
+        partial(lr_scheduler.ExponentialLR, gamma=0.9),
+        partial(lr_scheduler.CosineAnnealingLR, T_max=6),
+        partial(lr_scheduler.LambdaLR, lr_lambda=lambda step: 1 / (1 + step)),
+        partial(lr_scheduler.OneCycleLR, max_lr=0.2, total_steps=8),
+        partial(lr_scheduler.OneCycleLR, max_lr=0.2, epochs=3, steps_per_epoch=4),
+        lambda o: lr_scheduler.SequentialLR(
+            o, [lr_scheduler.ConstantLR(o, 0.1, 2), lr_scheduler.ExponentialLR(o, 0.5)], milestones=[2]
+        ),
+    ],
+)
+def test_any_schedule_of_torch_is_stepped_after_each_optimizer_step(make):
+    assert rates(make) == pytest.approx(by_torch(make))
+
+
+def test_the_total_goes_to_an_argument_of_its_name_alone():
+    one_cycle = partial(lr_scheduler.OneCycleLR, max_lr=0.2)
+    assert rates(one_cycle) == pytest.approx(by_torch(partial(one_cycle, total_steps=6)))
+    totals = []
+
+    def own(optimizer, *, total_steps):
+        totals.append(total_steps)
+        return lr_scheduler.ConstantLR(optimizer)
+
+    rates(own, accumulate_grad_batches=2)
+    assert totals == [4]
+    with pytest.raises(ConfigError, match=r"missing a required argument: 'n'; a scheduler is called as scheduler\("):
+        rates(lambda optimizer, n: lr_scheduler.ConstantLR(optimizer))
+
+
+def test_a_schedule_may_be_lightnings_dict():
+    step = partial(lr_scheduler.StepLR, step_size=1, gamma=0.5)
+    assert rates(lambda o: {"scheduler": step(o), "interval": "epoch"}) == pytest.approx([0.1] * 3 + [0.05] * 3)
+    assert rates(lambda o: {"scheduler": step(o), "frequency": 3}) == pytest.approx([0.1] * 3 + [0.05] * 3)
+    never = partial(lr_scheduler.ReduceLROnPlateau, mode="max", threshold=1e9, patience=0, factor=0.5)
+    watching = {"monitor": "train/loss", "interval": "step"}
+    found = rates(lambda o: {"scheduler": never(o), **watching})
+    assert found == pytest.approx([0.1, 0.1, 0.05, 0.025, 0.0125, 0.00625])
+    with pytest.raises(ConfigError, match="ReduceLROnPlateau has no metric to watch"):
+        rates(never)
+
+
+def test_without_a_schedule_the_optimizer_sets_its_learning_rate():
+    assert rates(None) == [0.1] * 6
+    assert rates(None, Adafactor) == [], "it is chosen per parameter"
+    with pytest.raises(ConfigError, match="Adafactor without lr sets its own learning rate"):
+        rates(schedule, Adafactor)
+
+
+@pytest.mark.parametrize("make", [torch.optim.LBFGS, torch.optim.SparseAdam, torch.optim.Muon])
+def test_an_optimizer_that_cannot_take_the_step_is_refused_before_it(make):
+    with pytest.raises(ValueError, match="several times per step|sparse gradients|only supports 2D"):
+        rates(None, make)
+
+
+@pytest.mark.parametrize("make", [torch.optim.RMSprop, torch.optim.Adagrad, torch.optim.NAdam, torch.optim.Adafactor])
+def test_any_other_optimizer_of_torch_lowers_the_loss(make):
+    run, rows, pairs = DPOModule(llama(), DPO, CopyReference(), partial(make, lr=1e-3)), Rows(), random_pairs(4)
+    trainer(max_epochs=8, logger=rows, log_every_n_steps=1).fit(run, loader(pairs, 4))
+    assert rows.rows[-1][1]["train/loss"] < rows.rows[0][1]["train/loss"]

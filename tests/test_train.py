@@ -283,3 +283,21 @@ def test_a_mistyped_objective_is_refused_before_the_first_step(command, short, t
     code, output = command(*short, "objective=val/rewards/accuracy")
     assert code == 2 and "objective=val/rewards/accuracy: this run does not measure it; allowed:" in output
     assert "val/rewards/accuracies" in output and not (tmp_path / "run" / "checkpoints" / "last.ckpt").exists()
+
+
+@pytest.mark.parametrize("limit", ["trainer.max_steps=0", "trainer.max_epochs=0"])
+def test_a_run_without_steps_is_an_evaluation(command, short, tmp_path, limit):
+    code, output = command(limit, "logger=[]", "scheduler.warmup_steps=100", *short)
+    assert code == 0, output
+    (row,) = rows(tmp_path / "run")
+    assert row["step"] == "0" and float(row["val/loss"]) == pytest.approx(0.693147, abs=1e-5)
+    assert "train/loss" not in row and json.loads((tmp_path / "run" / "summary.json").read_text())["steps"] == 0
+    same = [AutoModelForCausalLM.from_pretrained(path) for path in (tmp_path / "run" / "model", ASSETS / "model")]
+    assert all(torch.equal(a, b) for a, b in zip(*(model.parameters() for model in same), strict=True))
+
+
+def test_a_validation_interval_beyond_the_epoch_is_one_line(command, short):
+    for options, batches in (([], 3), (["+trainer.limit_train_batches=2"], 2)):
+        code, output = command("trainer.val_check_interval=4", *options, *short)
+        (line,) = [line for line in output.splitlines() if line.startswith("error: ")]
+        assert code == 2 and f"trainer.val_check_interval=4: an epoch has {batches} micro-batches" in line

@@ -132,7 +132,10 @@ class RoundingWarning(WarnOnce):
 
     def on_train_start(self, trainer: L.Trainer, pl_module: Any) -> None:
         group = trainer.optimizers[0].param_groups[0]
-        lr = float(group.get("initial_lr", group["lr"]))  # `lr` is already the warm-up's
+        lr = group.get("initial_lr", group.get("lr"))  # `lr` is already the warm-up's
+        if lr is None:
+            return  # the optimizer chooses its own
+        lr = float(lr)
         share = share_rounded_away(group["params"], lr)
         stochastic = getattr(trainer.optimizers[0], "bf16_stochastic_round", False)
         if not stochastic and share > ROUNDED_AWAY:

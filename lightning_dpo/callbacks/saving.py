@@ -18,7 +18,15 @@ from lightning_dpo.loggers.metrics_csv import MetricsCSV
 from lightning_dpo.module import DPOModule
 from lightning_dpo.run.checkpoint import LAST
 from lightning_dpo.run.identity import differences
-from lightning_dpo.run.resume import begin_epoch, is_within_step, rng_state, set_rng_state, validates_now
+from lightning_dpo.run.resume import (
+    begin_epoch,
+    is_within_step,
+    resume_plateau,
+    rng_state,
+    set_rng_state,
+    validates_now,
+    watched,
+)
 from lightning_dpo.run.signals import Stop
 
 ENDING = 1.0
@@ -63,8 +71,9 @@ class Saving(L.Callback):
         self._rng: dict[str, Any] | None = None
         self._epochs: int | None = None
         """Complete epochs, between two epochs; None inside one."""
-        self._ended_early = self._another = False
+        self._ended_early = self._ended_within = self._another = False
         self._boundary, self._longest = time.monotonic(), 0.0
+        self._plateau: dict[str, Any] | None = None
 
     def on_fit_start(self, trainer: L.Trainer, pl_module: Any) -> None:
         sizes = [(p.numel() * p.element_size(), p.requires_grad) for p in pl_module.policy.parameters()]
@@ -84,6 +93,8 @@ class Saving(L.Callback):
             set_rng_state(self._rng)
         if self._epochs is not None:
             begin_epoch(trainer, self._epochs)
+        if self._plateau is not None:
+            resume_plateau(trainer, **self._plateau)
         trainer.should_stop = trainer.should_stop or (self._ended_early and not self._another)
         self.saved, self._boundary = trainer.global_step, time.monotonic()
         self.stop.wait_for_step(True)
@@ -104,7 +115,8 @@ class Saving(L.Callback):
             self._between_steps(trainer, pl_module)
 
     def on_train_end(self, trainer: L.Trainer, pl_module: Any) -> None:
-        self._epochs = trainer.current_epoch if trainer.is_last_batch else None
+        self._ended_within = not trainer.is_last_batch
+        self._epochs = None if self._ended_within else trainer.current_epoch
         self._ended_early = trainer.should_stop
         self._between_steps(trainer, pl_module)
         self.stop.wait_for_step(False)
@@ -154,6 +166,7 @@ class Saving(L.Callback):
     def on_load_checkpoint(self, trainer: L.Trainer, pl_module: L.LightningModule, checkpoint: dict[str, Any]) -> None:
         previous, current = checkpoint["run"]["config"], self.metadata["config"]
         self._another = bool(differences(previous, current))
+        self._plateau = checkpoint.get("plateau")
         if _callbacks(previous) != _callbacks(current):
             # Lightning's callbacks save their settings (patience, monitor), and would restore the old ones.
             for callback in trainer.callbacks:  # type: ignore[attr-defined]
@@ -162,6 +175,9 @@ class Saving(L.Callback):
 
     def on_save_checkpoint(self, trainer: L.Trainer, pl_module: L.LightningModule, checkpoint: dict[str, Any]) -> None:
         checkpoint["run"] = dict(self.metadata)
+        if any(config.reduce_on_plateau for config in trainer.lr_scheduler_configs):
+            ended = self._epochs is not None or self._ended_within or validates_now(trainer)
+            checkpoint["plateau"] = {"metrics": watched(trainer), "due": not ended}
 
 
 def _callbacks(config: Mapping[str, Any]) -> dict[str, Any]:

@@ -1,5 +1,6 @@
 """From a checked configuration to the parts of a run."""
 
+from collections.abc import Callable, Container
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -16,11 +17,13 @@ from lightning_dpo.callbacks.progress_bar import PairProgressBar
 from lightning_dpo.callbacks.saving import Saving
 from lightning_dpo.config.request import Request
 from lightning_dpo.data.report import ReportOptions, ches_page, data_page
+from lightning_dpo.errors import ConfigError
 from lightning_dpo.loggers.metrics_csv import MetricsCSV
 from lightning_dpo.loggers.wandb import connect
 from lightning_dpo.models.checks import check_fits
 from lightning_dpo.models.loading import check_path, load_config, load_tokenizer
 from lightning_dpo.module import DPOModule
+from lightning_dpo.optim import Stepping
 from lightning_dpo.run.checkpoint import AtomicCheckpointIO
 from lightning_dpo.run.folder import RunFolder
 from lightning_dpo.run.signals import Stop
@@ -62,10 +65,9 @@ def build(request: Request, folder: RunFolder, stop: Stop, began: float) -> Part
     L.seed_everything(cfg.seed, verbose=False)
     tokenizer = load_tokenizer(cfg.model.path, cfg.model.trust_remote_code)
     asked = ReportOptions.keys(cfg.data)
-    data = instantiate(
-        OmegaConf.masked_copy(cfg.data, [key for key in cfg.data if key not in asked]), tokenizer=tokenizer
-    )
+    data = instantiate(_without(cfg.data, asked), tokenizer=tokenizer)
     data.setup()
+    _check_interval(cfg.trainer, data)
     start = folder.begin(data.content())
     options = ReportOptions(**asked)
     report = data_page(data, folder.path, options.report_plot)
@@ -82,7 +84,7 @@ def build(request: Request, folder: RunFolder, stop: Stop, began: float) -> Part
         loss=instantiate(cfg.loss),
         reference=instantiate(cfg.reference) or None,
         optimizer=instantiate(cfg.optimizer),
-        scheduler=instantiate(cfg.scheduler),
+        scheduler=build_scheduler(cfg.scheduler),
         trust_remote_code=cfg.model.trust_remote_code,
         scoring=cfg.scoring,
         nonfinite=cfg.nonfinite,
@@ -96,23 +98,48 @@ def build(request: Request, folder: RunFolder, stop: Stop, began: float) -> Part
     )
     warnings = [DisplacementWarning(), CollapseWarning(samples, cfg.warn_kl), RoundingWarning()]
     best = Best(folder.path, **cfg.checkpoint) if cfg.checkpoint.best else None
-    own = [*warnings, *([best] if best else []), *instantiate(cfg.callbacks or {}).values(), *bar]
+    own = [*warnings, *([best] if best else []), *(instantiate(node) for node in cfg.callbacks.values()), *bar]
     callbacks = [samples, throughput, *own, saving]
     trainer = _trainer(cfg, callbacks, metrics, resumes=start is not None)
     return Parts(folder, trainer, module, data, samples, metrics, throughput, best, start, report)
+
+
+def _check_interval(trainer: DictConfig, data: Any) -> None:
+    """Errors: ConfigError for more micro-batches between two validations than an epoch has."""
+    interval, limit = trainer.val_check_interval, trainer.get("limit_train_batches", 1.0)
+    whole = data.streaming or trainer.get("check_val_every_n_epoch", 1) is None
+    if whole or not isinstance(interval, int):
+        return
+    batches = len(data.train_dataloader())
+    batches = min(limit, batches) if isinstance(limit, int) else int(limit * batches)
+    if interval > batches:
+        raise ConfigError(
+            f"trainer.val_check_interval={interval}: an epoch has {batches} micro-batches; type at most that, or a "
+            "share such as 0.5"
+        )
+
+
+def build_scheduler(node: DictConfig) -> Callable[..., Any] | None:
+    """The scheduler of a DPOModule. Errors: ConfigError, see `Stepping`."""
+    stepping = Stepping.keys(node)
+    return Stepping(**stepping).of(instantiate(_without(node, stepping))) if node else None
+
+
+def _without(node: DictConfig, keys: Container[Any]) -> DictConfig:
+    return OmegaConf.masked_copy(node, [key for key in node if key not in keys])
 
 
 def _trainer(cfg: DictConfig, callbacks: list[L.Callback], metrics: MetricsCSV, resumes: bool) -> L.Trainer:
     accelerator = cfg.trainer.accelerator
     if accelerator == "auto":  # Lightning's own would also take Apple's MPS, on which this project is not tested
         accelerator = "gpu" if torch.cuda.is_available() else "cpu"
-    trainer = instantiate(
-        cfg.trainer,
+    # a partial, because instantiate would turn an object that is a dataclass into a configuration
+    trainer = instantiate(cfg.trainer, _partial_=True)(
         accelerator=accelerator,
         callbacks=callbacks,
         plugins=[AtomicCheckpointIO()],
         max_time=None,  # Lightning's would end the run as if it were finished
-        logger=[metrics, *(connect(partial(instantiate, node), resumes) for node in (cfg.logger or {}).values())],
+        logger=[metrics, *(connect(partial(instantiate, node), resumes) for node in cfg.logger.values())],
     )
     for logger in trainer.loggers:
         logger.log_hyperparams(OmegaConf.to_container(cfg, resolve=True))

@@ -8,13 +8,17 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig, OmegaConf, open_dict
 
 from lightning_dpo.config.combinations import check_combinations, check_inside
 from lightning_dpo.errors import ConfigError
 from lightning_dpo.safety import targets
 from lightning_dpo.safety.secrets import refuse_secret_values
 from lightning_dpo.signatures import ArgumentError, check_arguments, nodes
+
+NEEDED = ("model", "data", "loss", "optimizer", "samples", "trainer")
+OPTIONAL = ("reference", "scheduler", "logger", "callbacks")
+"""Groups that a run needs, and those that may be removed."""
 
 SPECIAL = ("_target_", "_partial_", "_recursive_", "_convert_", "_args_")
 
@@ -32,8 +36,12 @@ def check(cfg: DictConfig, choices: Mapping[str, str | None], overrides: list[st
     missing = sorted(OmegaConf.missing_keys(cfg))
     if missing:
         raise ConfigError(f"{missing[0]} has no value; type {missing[0]}=...")
-    OmegaConf.resolve(cfg)  # for good: later code builds what is checked here
+    with open_dict(cfg):  # for good, as the next line: later code builds what is checked here
+        cfg.update({group: {} for group in OPTIONAL if cfg.get(group) is None})
+    OmegaConf.resolve(cfg)
     plain: dict[str, Any] = OmegaConf.to_container(cfg, resolve=False)  # type: ignore[assignment]
+    if without := [group for group in NEEDED if "_target_" not in (plain.get(group) or {})]:
+        raise ConfigError(f"{without[0]}: a run needs one, and its _target_ is missing; remove ~{without[0]}")
     if left := [path for path, node in nodes(plain) if isinstance(node, str) and "${" in node]:
         raise ConfigError(
             f"{left[0]}: '${{' is left after all values are resolved; remove it, or put the text into a file"
@@ -57,22 +65,26 @@ def check(cfg: DictConfig, choices: Mapping[str, str | None], overrides: list[st
 def _check_signatures(plain: dict[str, Any], choices: Mapping[str, str | None], typed: Mapping[str, str]) -> None:
     """Bind every node to the signature of what it builds."""
     from lightning_dpo.data.report import ReportOptions
+    from lightning_dpo.optim import Stepping
 
     for path, node in _targets(plain):
         target = targets.allowed(node["_target_"], path, f"{path}._target_")
         values = {key: value for key, value in node.items() if key not in SPECIAL}
-        parts = [(target, values)]
-        if path == "data":
-            own = ReportOptions.keys(values)
-            parts = [(ReportOptions, own), (target, {key: value for key, value in values.items() if key not in own})]
+        options = {"data": ReportOptions, "scheduler": Stepping}.get(path)
+        own = options.keys(values) if options else {}
         try:
-            for built, arguments in parts:
-                check_arguments(built, arguments, allow_missing=True)
+            if options:
+                check_arguments(options, own)
+            check_arguments(target, {k: v for k, v in values.items() if k not in own}, allow_missing=True)
         except ArgumentError as error:
             key = f"{path}.{error.name}"
             shown = f"{key}={typed[key]}" if key in typed else key
             shown = f"beta={typed['beta']}" if key == "loss.beta" and "beta" in typed else shown
-            raise ConfigError(f"{shown}: {error.message}{_in_file(path, choices)}") from None
+            hint = f"; with another {path} type {path}=custom {path}._target_=..."
+            hint = (
+                hint if path in ("optimizer", "scheduler") and f"{path}._target_" in typed and key not in typed else ""
+            )
+            raise ConfigError(f"{shown}: {error.message}{_in_file(path, choices)}{hint}") from None
 
 
 def _check_loss(cfg: DictConfig, loss: Any, choices: Mapping[str, str | None]) -> None:
@@ -133,9 +145,10 @@ def _check_built(cfg: DictConfig, choices: Mapping[str, str | None]) -> None:
 
     from lightning_dpo.callbacks.alarms import CollapseWarning
     from lightning_dpo.callbacks.best import Best
+    from lightning_dpo.config.build import build_scheduler
     from lightning_dpo.models.loading import export
     from lightning_dpo.module import DPOModule
-    from lightning_dpo.optim import check_moments
+    from lightning_dpo.optim import check_optimizer, describe
 
     _check_loss(cfg, instantiate(cfg.loss), choices)
     dtype = torch.float16 if cfg.trainer.precision == "16-true" else getattr(torch, cfg.model.get("dtype", "float32"))
@@ -151,10 +164,22 @@ def _check_built(cfg: DictConfig, choices: Mapping[str, str | None]) -> None:
         except ArgumentError as error:
             key = f"{group}{error.name}"
             raise ConfigError(f"{key}={OmegaConf.select(cfg, key)}: {error.message}") from None
+    with _refused("optimizer", choices):  # of a matrix and a vector, as every model has both
+        zeros = (torch.zeros(size, dtype=dtype) for size in ((2, 2), (2,)))
+        optimizer = instantiate(cfg.optimizer)([torch.nn.Parameter(weights) for weights in zeros])
+        check_optimizer(optimizer)
+    with _refused("scheduler", choices):
+        if (scheduler := build_scheduler(cfg.scheduler)) is not None:
+            describe(scheduler, optimizer, total_steps=10**6)  # more than a warm-up has
+
+
+@contextmanager
+def _refused(group: str, choices: Mapping[str, str | None]) -> Iterator[None]:
+    """Name the group whose part cannot be built."""
     try:
-        check_moments(instantiate(cfg.optimizer)([torch.nn.Parameter(torch.zeros(1, dtype=dtype))]))
-    except (ValueError, RuntimeError) as error:
-        raise ConfigError(f"optimizer: {error}{_in_file('optimizer', choices)}") from None
+        yield
+    except (ValueError, TypeError, RuntimeError) as error:
+        raise ConfigError(f"{group}: {error}{_in_file(group, choices)}") from None
 
 
 def _targets(node: Any, path: str = "") -> Iterator[tuple[str, dict]]:

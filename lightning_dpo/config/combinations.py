@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from lightning_dpo.errors import ConfigError
-from lightning_dpo.signatures import nodes
+from lightning_dpo.signatures import leaves, nodes
 
 ADDS = "NAME={_target_: ...} instead, which adds to the run's own"
 TRAINER = {
@@ -18,8 +18,20 @@ TRAINER = {
     "barebones": ((False,), "it logs and saves nothing; leave it out"),
     "enable_checkpointing": ((False,), "a run saves checkpoints/ itself; type checkpoint.every_n_steps=..."),
     "reload_dataloaders_every_n_epochs": ((0,), "a run could not resume within an epoch; leave it out"),
+    "overfit_batches": ((0,), "it replaces the order of the data; type +trainer.limit_train_batches=..."),
+    "strategy": (("auto",), "one device is supported so far; leave it out"),
 }
 """Keys of Lightning's trainer that a run does not honour: the values that it accepts, and the remedy."""
+
+LEAST = {
+    "trainer.accumulate_grad_batches": 1,
+    "trainer.check_val_every_n_epoch": 1,
+    "trainer.log_every_n_steps": 1,
+    "trainer.max_epochs": -1,
+    "trainer.max_steps": -1,
+    "checkpoint.every_n_steps": 1,
+}
+"""The smallest value of keys whose receiver does not say it."""
 
 NOT_RESUMED = (
     *("GradientAccumulationScheduler", "StochasticWeightAveraging", "WeightAveraging", "EMAWeightAveraging"),
@@ -49,10 +61,14 @@ def check_combinations(cfg: dict[str, Any]) -> None:
     for name, (honoured, remedy) in TRAINER.items():
         if (value := cfg["trainer"].get(name, honoured[0])) not in honoured:
             raise ConfigError(f"trainer.{name}={value}: {remedy}")
-    for name, logger in (cfg["logger"] or {}).items():
+    values = leaves(cfg)
+    for key, least in LEAST.items():
+        if (value := values.get(key)) is not None and value < least:
+            raise ConfigError(f"{key}={value}: allowed: a whole number in [{least}, inf)")
+    for name, logger in cfg["logger"].items():
         if _class(logger) == "TensorBoardLogger" and not (find_spec("tensorboard") or find_spec("tensorboardX")):
             raise ConfigError(f"logger.{name} needs tensorboard: pip install 'lightning-dpo[tensorboard]'")
-    for name, callback in (cfg.get("callbacks") or {}).items():
+    for name, callback in cfg["callbacks"].items():
         if _class(callback) in NOT_RESUMED:
             reason = "a checkpoint does not hold its whole state, so a resumed run would end differently; leave it out"
             raise ConfigError(f"callbacks.{name}={_class(callback)}: {reason}")
@@ -65,8 +81,9 @@ def _rules(cfg: dict[str, Any]) -> dict[str, bool]:
     """What is wrong with a combination of keys, and whether it is this one."""
     trainer, data = cfg["trainer"], cfg["data"]
     streaming, check = bool(data.get("streaming")), trainer["val_check_interval"]
-    cached = str((cfg["reference"] or {}).get("_target_")).endswith("CachedReference")
+    cached = str(cfg["reference"].get("_target_")).endswith("CachedReference")
     report = any(data.get(name) for name in ("report", "report_plot", "report_ches"))
+    epochs = "null" if trainer["max_epochs"] is None else trainer["max_epochs"]
     scaled, endless = trainer["precision"] == "16-mixed", trainer["max_steps"] == -1
     return {
         f"objective={cfg['objective']}: names of metrics begin with train/ or val/; see metrics.csv": (
@@ -91,8 +108,8 @@ def _rules(cfg: dict[str, Any]) -> dict[str, bool]:
             streaming and report
         ),
         "data.streaming=true: the length of a stream is unknown; type trainer.max_steps=...": streaming and endless,
-        "trainer.max_epochs=-1 with trainer.max_steps=-1 never ends; set one of them": (
-            endless and trainer["max_epochs"] == -1
+        f"trainer.max_epochs={epochs} with trainer.max_steps=-1 never ends; set one of them": (
+            endless and epochs in (-1, "null")
         ),
     }
 

@@ -37,6 +37,8 @@ def explain(error: BaseException, overrides: list[str]) -> str:
     text = text.split(" Config search path")[0]
     typed = {override.partition("=")[0].lstrip("+~"): override for override in overrides}
     cause = error.__cause__
+    if "Could not delete 'logger'" in text:
+        return "~logger: it is a list of choices; type logger=[] or logger=csv, which write metrics.csv alone"
     if isinstance(error, OverrideParseException):
         return f"{error.override}: {text}"
     if isinstance(error, MissingConfigException):

@@ -5,14 +5,16 @@ from collections.abc import Sequence
 from functools import partial
 from typing import Any
 
+import lightning as L
 import numpy as np
 import torch
+from lightning.pytorch.strategies import SingleDeviceStrategy
 from torch.utils.data import DataLoader
 
 from lightning_dpo.batch import PairBatch
 from lightning_dpo.data.sampler import EpochSampler, TokenBatches
 from lightning_dpo.data.sets import PairSet
-from lightning_dpo.errors import DataError
+from lightning_dpo.errors import ConfigError, DataError
 
 
 def loader(
@@ -46,6 +48,15 @@ def leave_signals_to_the_run(worker: int) -> None:
     """
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, lambda number, frame: signal.signal(number, signal.SIG_DFL))
+
+
+def check_trainer(trainer: L.Trainer) -> None:
+    """Errors: ConfigError for settings with which these loaders would give other batches, or resume elsewhere."""
+    if trainer.overfit_batches:  # type: ignore[attr-defined]
+        reason = "it replaces the order of the data; use limit_train_batches and shuffle=False"
+        raise ConfigError(f"trainer.overfit_batches={trainer.overfit_batches}: {reason}")  # type: ignore[attr-defined]
+    if not isinstance(trainer.strategy, SingleDeviceStrategy):  # the others replace the sampler too
+        raise ConfigError(f"trainer.strategy={type(trainer.strategy).__name__}: one device is supported so far")
 
 
 def default_workers() -> int:

@@ -14,7 +14,7 @@ from lightning_dpo.batch import PairBatch
 from lightning_dpo.data.chat import template_text
 from lightning_dpo.data.columns import RowEncoder
 from lightning_dpo.data.formats import COLUMNS, Format, RankedPairs
-from lightning_dpo.data.loader import default_workers, loader
+from lightning_dpo.data.loader import check_trainer, default_workers, loader
 from lightning_dpo.data.position import Limits, Position
 from lightning_dpo.data.sampler import EpochSampler
 from lightning_dpo.data.sets import PairSet, split_by_prompt
@@ -170,6 +170,8 @@ class PreferenceDataModule(L.LightningDataModule):
         return sorted(ends | {self.encoder.tokenizer.eos_token_id})
 
     def train_dataloader(self) -> DataLoader:
+        if self.trainer is not None:
+            check_trainer(self.trainer)
         if self.streaming:
             stream = PairStream(
                 self.sources, self.format, self.encoder, self.batch_size, self.seed, self.shuffle, self.stop_at_bad

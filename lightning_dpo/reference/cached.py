@@ -51,6 +51,12 @@ class CachedReference(Reference):
                 "reference=cached joins its numbers to the rows of a PreferenceDataModule, but this trainer has none; "
                 "call trainer.fit(module, datamodule=...) or use CopyReference()"
             )
+        if not hasattr(datamodule, "pairs"):
+            raise ValueError(
+                "reference=cached computes its numbers for the pairs of the data module, but "
+                f"{type(datamodule).__name__} has no method pairs() -> {{name: PairBatch}}; add one, or use "
+                "PreferenceDataModule or CopyReference()"
+            )
         sources = datamodule.pairs().items()
         # A source may hold the values of another module's reference.
         missing = {name: p for name, p in sources if p.reference_of is None or p.reference_of != self._weights}

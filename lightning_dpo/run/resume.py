@@ -34,6 +34,25 @@ def is_within_step(trainer: L.Trainer) -> bool:
     return trainer.fit_loop._should_accumulate()
 
 
+def watched(trainer: L.Trainer) -> dict[str, float]:
+    """The last values of the metrics that ReduceLROnPlateau watches."""
+    names = {config.monitor for config in trainer.lr_scheduler_configs if config.reduce_on_plateau}
+    return {name: float(value) for name, value in trainer.callback_metrics.items() if name in names}
+
+
+def resume_plateau(trainer: L.Trainer, metrics: Mapping[str, float], due: bool) -> None:
+    """Restore those metrics. Lightning steps such a schedule after the hooks that save a checkpoint. Resuming, it makes
+    that step only after a validation, and leaves out the one at the end of the epoch.
+
+    Args:
+        due: whether the checkpoint was saved before such a step and no validation.
+    """
+    trainer.callback_metrics.update({name: torch.tensor(value) for name, value in metrics.items()})
+    trainer.fit_loop._restarting = False
+    if due:
+        trainer.fit_loop.epoch_loop.update_lr_schedulers("step", update_plateau_schedulers=True)
+
+
 def rng_state() -> dict[str, Any]:
     """The global random generators of torch, NumPy and Python, as tensors and plain values."""
     kind, keys, *rest = np.random.get_state()

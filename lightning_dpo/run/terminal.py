@@ -30,13 +30,18 @@ def header(cfg: DictConfig, choices: dict[str, str | None], module: DPOModule) -
     say(f"policy     {cfg.model.path} ({size:,} parameters, {cfg.model.dtype})")
     say(f"loss       {choices['loss']} ({parameters})   reference {choices['reference']}")
     pairs = f"{cfg.data.batch_size} pairs x {cfg.trainer.accumulate_grad_batches} per step"
-    say(f"optimizer  lr {cfg.optimizer.lr:g}, {cfg.scheduler.name}, {pairs}")
+    optimizer, scheduler = (
+        str(node.get("_target_", "none")).rpartition(".")[2] for node in (cfg.optimizer, cfg.scheduler)
+    )
+    lr = cfg.optimizer.get("lr")
+    rate = "" if lr is None else f" lr {lr:g}"
+    say(f"optimizer  {optimizer}{rate}, scheduler {cfg.scheduler.get('name', scheduler)}, {pairs}")
     why = f" ({module.scorer.why_not_packed})" if module.scorer.why_not_packed else ""
     say(f"scoring    {module.scorer.layout}{why}")
     say(f"output     {cfg.output_dir}")
-    if choices.get("model") == "tiny" and "demo/assets" not in Path(cfg.model.path).as_posix():
+    if choices.get("model") == "tiny" and lr is not None and "demo/assets" not in Path(cfg.model.path).as_posix():
         advice = "for your own model type model=hf model.path=..., or optimizer.lr=..."
-        say(Text(f"optimizer.lr={cfg.optimizer.lr:g} is the bundled tiny model's; {advice}", style="yellow"))
+        say(Text(f"optimizer.lr={lr:g} is the bundled tiny model's; {advice}", style="yellow"))
 
 
 def footer(metrics: MetricsCSV, first: Sequence[Any], last: Sequence[Any], best: Any, folder: Path) -> None:

@@ -17,6 +17,8 @@ CONF = ROOT / "conf"
 CHOICES = sorted(f"{p.parent.name}={p.stem}" for p in CONF.glob("*/*.yaml"))
 FILL_IN = {
     "loss=odpo": ["loss.offset=1"],
+    "optimizer=custom": ["optimizer._target_=torch.optim.SGD"],
+    "scheduler=custom": ["scheduler._target_=torch.optim.lr_scheduler.StepLR", "+scheduler.step_size=3"],
     "model=hf": ["model.path=org/name"],
     "data=jsonl": ["data.train=pairs.jsonl"],
 }
@@ -125,12 +127,20 @@ def test_a_reference_free_loss_brings_no_reference_and_an_explicit_one_wins():
         (["+trainer.num_nodes=2"], "trainer.num_nodes=2: one device is supported so far"),
         (["+trainer.fast_dev_run=3"], "trainer.fast_dev_run=3: it logs and saves nothing; type trainer.max_steps=1"),
         (["+trainer.reload_dataloaders_every_n_epochs=1"], "a run could not resume within an epoch"),
+        (["+trainer.overfit_batches=2"], "trainer.overfit_batches=2: it replaces the order of the data"),
+        (["+trainer.strategy=ddp"], "trainer.strategy=ddp: one device is supported so far"),
         (["trainer.enable_checkpointing=true"], "trainer.enable_checkpointing=True: a run saves checkpoints/ itself"),
         (["trainer.val_check_interval=00:01:00"], "trainer.val_check_interval=00:01:00: by the clock no two runs"),
         (["+callbacks.swa={_target_: lightning.pytorch.callbacks.StochasticWeightAveraging, swa_lrs: 0.1}"],
          "callbacks.swa=StochasticWeightAveraging: a checkpoint does not hold its whole state"),
         (["trainer.precision=16-mixed"], "type optimizer.fused=false"),
         (["trainer.max_epochs=-1"], "never ends; set one of them"),
+        (["trainer.max_epochs=null"], "trainer.max_epochs=null with trainer.max_steps=-1 never ends; set one of them"),
+        (["trainer.accumulate_grad_batches=0"], "accumulate_grad_batches=0: allowed: a whole number in [1, inf)"),
+        (["trainer.max_steps=-2"], "trainer.max_steps=-2: allowed: a whole number in [-1, inf)"),
+        (["trainer.log_every_n_steps=0"], "trainer.log_every_n_steps=0: allowed: a whole number in [1, inf)"),
+        (["checkpoint.every_n_steps=0"], "checkpoint.every_n_steps=0: allowed: a whole number in [1, inf)"),
+        (["~optimizer"], "optimizer: a run needs one"),
         (["reference=none"], "reference=none with loss=dpo: this loss compares the policy with a reference"),
         (["data.weight_column=w", "loss=dr_dpo"], "data.weight_column=w with loss=dr_dpo: this loss has one value"),
         (["data.margin_column=m"], "data.margin_column=m with loss=dpo: this loss uses no margins"),
@@ -150,6 +160,77 @@ def test_a_wrong_value_is_named_with_what_is_allowed(overrides, message):
     assert message in str(error.value)
 
 
+@pytest.mark.parametrize("override", ["logger=[]", "~callbacks", "~scheduler"])
+def test_what_a_run_can_do_without_may_be_removed(override):
+    cfg, _ = check(override)
+    assert cfg[override.strip("~=[]")] == {}
+
+
+def test_without_a_limit_of_epochs_the_steps_are_one():
+    check("trainer.max_epochs=null", "trainer.max_steps=9")
+
+
+def of_torch(scheduler: str, *more: str) -> list[str]:
+    return ["scheduler=custom", f"scheduler._target_=torch.optim.lr_scheduler.{scheduler}", *more]
+
+
+def optimizer(target: str, *more: str) -> list[str]:
+    return ["optimizer=custom", f"optimizer._target_={target}", *more]
+
+
+@pytest.mark.parametrize(
+    "overrides",
+    [
+        of_torch("StepLR", "+scheduler.step_size=10", "scheduler.interval=epoch"),
+        of_torch("OneCycleLR", "+scheduler.max_lr=1e-3"),
+        of_torch("CosineAnnealingWarmRestarts", "+scheduler.T_0=10"),
+        of_torch("MultiStepLR", "+scheduler.milestones=[10,20]"),
+        of_torch("ReduceLROnPlateau", "scheduler.monitor=val/loss", "scheduler.interval=epoch"),
+        ["scheduler=none"],
+        optimizer("torch.optim.SGD", "+optimizer.momentum=0.9"),
+        optimizer("torch.optim.RMSprop"),
+        optimizer("torch.optim.Adafactor"),
+        optimizer("transformers.Adafactor", "+optimizer.relative_step=false"),
+        optimizer("transformers.Adafactor", "optimizer.lr=null", "scheduler=none"),
+    ],
+)
+def test_any_schedule_and_any_optimizer_of_torch_is_accepted(overrides):
+    check(*overrides)
+
+
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        (["scheduler._target_=torch.optim.lr_scheduler.StepLR"],
+         "scheduler.name: unknown; allowed: optimizer, step_size, gamma, last_epoch (conf/scheduler/linear.yaml); with "
+         "another scheduler type scheduler=custom"),
+        (["optimizer._target_=torch.optim.SGD"], "with another optimizer type optimizer=custom optimizer._target_=..."),
+        (["scheduler=custom"], "scheduler._target_ has no value; type scheduler._target_=..."),
+        (of_torch("StepLR"), "scheduler: missing a required argument: 'step_size'"),
+        (of_torch("StepLR", "+scheduler.step_size=2", "scheduler.interval=day"),
+         "scheduler.interval=day: found the text 'day'; allowed: step or epoch"),
+        (of_torch("StepLR", "+scheduler.step_size=2", "scheduler.frequency=0"), "scheduler.frequency=0: found 0"),
+        (of_torch("StepLR", "+scheduler.step_size=2", "scheduler.monitor=val/loss"),
+         "scheduler: monitor=val/loss: StepLR watches no metric; leave it out"),
+        (of_torch("ReduceLROnPlateau"), "scheduler: ReduceLROnPlateau has no metric to watch; type scheduler.monitor="),
+        (of_torch("OneCycleLR", "+scheduler.max_lr=1", "scheduler.interval=epoch"),
+         "scheduler: interval=epoch: this schedule has total_steps and counts optimizer steps; leave interval=epoch"),
+        (of_torch("CyclicLR", "+scheduler.base_lr=1", "+scheduler.max_lr=2", *optimizer("torch.optim.Adagrad")),
+         "scheduler: optimizer must support momentum"),
+        (optimizer("transformers.Adafactor", "optimizer.lr=null"),
+         "scheduler: Adafactor without lr sets its own learning rate; type scheduler=none"),
+        (optimizer("transformers.Adafactor"), "optimizer: Cannot combine manual `lr` and `relative_step=True`"),
+        (optimizer("torch.optim.Muon"), "optimizer: Muon only supports 2D parameters"),
+        (optimizer("torch.optim.LBFGS"), "optimizer: LBFGS computes the loss several times per step"),
+        (optimizer("torch.optim.SparseAdam"), "optimizer: SparseAdam takes sparse gradients"),
+    ],
+)  # fmt: skip
+def test_a_schedule_or_an_optimizer_that_cannot_work_is_one_line(overrides, message):
+    with pytest.raises(ConfigError) as error:
+        check(*overrides)
+    assert message in str(error.value) and "\n" not in str(error.value)
+
+
 def test_the_file_of_a_wrong_value_is_named():
     with pytest.raises(ConfigError, match=r"\(conf/optimizer/adamw.yaml\)"):
         check("optimizer.lr=x")
@@ -164,6 +245,7 @@ def test_the_file_of_a_wrong_value_is_named():
         ("loss=ip0", "hinge ipo kto_pair"),
         ("logger=null", "logger=null: a group takes a name; allowed: csv, tensorboard, wandb"),
         ("seed=[1", "seed=[1"),
+        ("~logger", "~logger: it is a list of choices; type logger=[] or logger=csv"),
     ],
 )
 def test_hydras_own_errors_become_one_line(override, message):

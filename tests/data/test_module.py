@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from lightning_dpo import PreferenceDataModule
-from lightning_dpo.errors import DataError
+from lightning_dpo.errors import ConfigError, DataError
 from lightning_dpo.samples.measures import distinct_prompts
 
 
@@ -105,3 +105,18 @@ def test_a_chat_template_is_text_or_a_file(reviews, tmp_path):
     assert torch.equal(batches[0].chosen.values, batches[1].chosen.values)
     with pytest.raises(DataError, match="data.chat_template=no_such"):
         PreferenceDataModule(reviews / "model", rows, chat_template="no_such.jinja")
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"overfit_batches": 2}, "trainer.overfit_batches=2: it replaces the order of the data"),
+        ({"strategy": "ddp"}, "trainer.strategy=DDPStrategy: one device is supported so far"),
+    ],
+)
+def test_a_trainer_that_would_replace_the_order_is_refused(reviews, few_reviews, options, message):
+    data = PreferenceDataModule(reviews / "model", few_reviews)
+    data.setup()
+    data.trainer = L.Trainer(accelerator="cpu", devices=1, logger=False, enable_progress_bar=False, **options)
+    with pytest.raises(ConfigError, match=message):
+        data.train_dataloader()

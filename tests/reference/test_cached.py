@@ -294,3 +294,21 @@ def test_a_copy_is_frozen_and_cast_with_the_policy(reviews, few_reviews):
     assert not torch.equal(module.policy.lm_head.weight, module.reference.model.lm_head.weight)
     optimized = {id(p) for group in run.optimizers[0].param_groups for p in group["params"]}
     assert not optimized & {id(p) for p in module.reference.parameters()}
+
+
+def test_a_data_module_of_ones_own_needs_pairs_for_a_cache(make, tmp_path):
+    """With `pairs`, it is all that the cache needs."""
+    module, data = make()
+    data.setup()
+    pairs = stored(data)
+
+    class Own(L.LightningDataModule):
+        def train_dataloader(self):
+            return torch.utils.data.DataLoader(range(8), batch_size=4, collate_fn=pairs.select)
+
+    with pytest.raises(ValueError, match=r"but Own has no method pairs\(\) -> \{name: PairBatch\}; add one") as error:
+        trainer().fit(module, datamodule=Own())
+    assert "\n" not in str(error.value)
+    Own.pairs = lambda self: {"mine": pairs}
+    trainer().fit(module, datamodule=Own())
+    assert module.reference.forwards > 0

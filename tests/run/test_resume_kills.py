@@ -56,6 +56,18 @@ STOPPED_EARLY = {
     "within an epoch": [f"+callbacks.stop={EARLY}, patience: 3}}", "trainer.accumulate_grad_batches=2"],
     "when min_epochs are over": [f"+callbacks.stop={EARLY}, patience: 1}}", "+trainer.min_epochs=2"],
 }
+SCHEDULES = {
+    "by epoch": ["StepLR", "+scheduler.step_size=1", "scheduler.interval=epoch", "trainer.val_check_interval=2"],
+    "by validation": ["ReduceLROnPlateau", "scheduler.monitor=val/loss", "+scheduler.mode=max", "+scheduler.patience=0",
+                      "scheduler.frequency=2", "trainer.val_check_interval=2"],
+    "by an epoch's validation": ["ReduceLROnPlateau", "scheduler.monitor=val/loss", "+scheduler.mode=max",
+                                 "+scheduler.patience=0", "scheduler.interval=epoch", "trainer.val_check_interval=3"],
+}  # fmt: skip
+"""Schedules that Lightning steps at other times than after each optimizer step; five batches are an epoch."""
+SCHEDULES = {
+    n: ["scheduler=custom", f"scheduler._target_=torch.optim.lr_scheduler.{o[0]}", *o[1:]] for n, o in SCHEDULES.items()
+}
+CONFIGURATIONS |= SCHEDULES
 CONFIGURATIONS |= {f"stopped early {n}": ["trainer.val_check_interval=2", *more] for n, more in STOPPED_EARLY.items()}
 
 

@@ -19,7 +19,9 @@ NAMES = (
     "fit_loop._should_accumulate",
     "fit_loop.reset_restart_stage",
     "fit_loop.epoch_loop.restarting",
+    "fit_loop.epoch_loop._batches_that_stepped",
     "fit_loop.epoch_loop._should_check_val_fx",
+    "fit_loop.epoch_loop.update_lr_schedulers",
     "fit_loop.epoch_loop.reset_restart_stage",
     "fit_loop.epoch_loop.val_loop.reset_restart_stage",
 )

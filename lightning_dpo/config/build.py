@@ -126,7 +126,7 @@ def build_scheduler(node: DictConfig) -> Callable[..., Any] | None:
 
 
 def _without(node: DictConfig, keys: Container[Any]) -> DictConfig:
-    return OmegaConf.masked_copy(node, [key for key in node if key not in keys])
+    return OmegaConf.masked_copy(node, [str(key) for key in node if key not in keys])
 
 
 def _trainer(cfg: DictConfig, callbacks: list[L.Callback], metrics: MetricsCSV, resumes: bool) -> L.Trainer:

@@ -14,13 +14,14 @@ import json
 import math
 import random
 from pathlib import Path
+from typing import Any
 
 import torch
 from tokenizers import Tokenizer, models, pre_tokenizers
-from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+from torch import Tensor
+from transformers import GenerationConfig, LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 from lightning_dpo.demo import ASSETS, grammar
-from lightning_dpo.samples.generate import generate
 
 SFT_STEPS, SFT_BATCH, SFT_LR = 1000, 64, 3e-3
 TRAIN_PAIRS, VAL_PAIRS = 8064, 1024
@@ -98,15 +99,32 @@ def supervised(tokenizer: PreTrainedTokenizerFast, seed: int, steps: int) -> Lla
     return model.eval()
 
 
+def draw(model: LlamaForCausalLM, prompts: list[list[int]], end: int, seed: int, batch_size: int = 1024) -> Tensor:
+    """Completions at temperature 1, shape [prompt, MAX_NEW_TOKENS] at most, padded with the end token.
+
+    Not `samples.generate`, whose draws have changed since the bundled pairs were made.
+    """
+    order = sorted(range(len(prompts)), key=lambda i: len(prompts[i]))
+    drawn = torch.full((len(prompts), MAX_NEW_TOKENS), end)
+    options: Any = dict(do_sample=True, top_k=0, max_new_tokens=MAX_NEW_TOKENS, eos_token_id=[end], pad_token_id=end)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        for start in range(0, len(order), batch_size):
+            rows = order[start : start + batch_size]
+            width = max(len(prompts[i]) for i in rows)
+            ids = torch.tensor([[0] * (width - len(prompts[i])) + prompts[i] for i in rows])
+            mask = torch.tensor([[0] * (width - len(prompts[i])) + [1] * len(prompts[i]) for i in rows])
+            new = model.generate(ids, attention_mask=mask, generation_config=GenerationConfig(**options))[:, width:]  # type: ignore[operator]
+            drawn[rows, : new.shape[1]] = new
+    return drawn
+
+
 def make_pairs(model: LlamaForCausalLM, tokenizer, number: int, rng: random.Random) -> list[dict]:
     """Rows of prompt, chosen and rejected; a response starts with a space, so that prompt + response is the text."""
     prompts = [grammar.prompt(rng) for _ in range(number)]
     ids = [tokenizer(p)["input_ids"] for p in prompts for _ in range(2)]
-    samples = generate(
-        model, ids, max_new_tokens=MAX_NEW_TOKENS, stop_ids=[tokenizer.eos_token_id], seed=rng.randrange(2**31),
-        batch_size=1024,
-    )  # fmt: skip
-    texts = [tokenizer.decode(s.ids, skip_special_tokens=True) for s in samples]
+    samples = draw(model, ids, tokenizer.eos_token_id, seed=rng.randrange(2**31))
+    texts = [tokenizer.decode(s, skip_special_tokens=True) for s in samples]
     rows = []
     for i, prompt in enumerate(prompts):
         a, b = (corrupt(text, rng) if rng.random() < CORRUPTED_SHARE else text for text in texts[2 * i : 2 * i + 2])

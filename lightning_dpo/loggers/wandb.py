@@ -34,8 +34,7 @@ def connect(build: Callable[..., Logger], resumes: bool = False) -> Logger:
     logger = build()
     if isinstance(logger, WandbLogger):
         if resumes and logger.version is None and (run := _last_run(Path(logger.save_dir or "."))):
-            build = partial(build, id=run)
-            logger = build()
+            return connect(partial(build, id=run))
         try:
             _start(logger)
         except UNREACHABLE as error:

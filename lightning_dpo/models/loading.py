@@ -50,9 +50,10 @@ def load_model(
     config = load_config(path, trust_remote_code)
     stored = config.dtype or torch.float32
     options = {"trust_remote_code": trust_remote_code, "use_safetensors": True, "ignore_mismatched_sizes": True}
-    model, found = AutoModelForCausalLM.from_pretrained(
+    loaded: Any = AutoModelForCausalLM.from_pretrained(
         check_path(path), config=config, dtype=getattr(torch, dtype), output_loading_info=True, **options
     )
+    model, found = loaded
     check_weights(model, found, f"model.path={path}")
     model.stored_dtype = stored
     model.eval()

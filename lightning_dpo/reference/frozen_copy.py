@@ -10,7 +10,7 @@ from transformers import PreTrainedModel
 
 from lightning_dpo.batch import PairBatch, TokenLogps
 from lightning_dpo.reference.base import Reference
-from lightning_dpo.scoring import Scorer
+from lightning_dpo.scoring import Scorer, Scoring
 
 
 class CopyReference(Reference):
@@ -20,7 +20,7 @@ class CopyReference(Reference):
     has_distribution = True
 
     def bind(self, policy, load, scoring):
-        self._scoring = scoring
+        self._scoring: Scoring = scoring
         if self.path is not None:
             self._freeze(load(self.path))
 

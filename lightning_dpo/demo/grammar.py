@@ -5,7 +5,7 @@
 
 A completion has three or four items `[adverb] adjective subject`, joined by commas, then ` . verb it`. The fixed tokens
 ("it", the end) depend on the previous token only: preference losses give almost no gradient to tokens that both
-responses of a pair share, so fixed tokens that depend on a longer context would drift.
+responses of a pair share, so fixed tokens drift, and more so if they depend on a longer context (docs/bundled_task.md).
 
 The setting is the controlled-sentiment experiment of the DPO paper (Rafailov et al. 2023, section 6.1), with an exact
 reward instead of a classifier.

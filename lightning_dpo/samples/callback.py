@@ -13,6 +13,7 @@ from lightning.pytorch.utilities import rank_zero_only
 
 from lightning_dpo.data.sets import PairSet
 from lightning_dpo.files import LineFile
+from lightning_dpo.models import positions
 from lightning_dpo.module import DPOModule
 from lightning_dpo.samples.agreement import generate_as_scored
 from lightning_dpo.samples.generate import Batches
@@ -100,7 +101,7 @@ class SampleCallback(L.Callback):
         return [Completion(*column) for column in columns]
 
     def _prompts(self, module: DPOModule, sets: Iterable[PairSet]) -> list[list[int]]:
-        limit = getattr(module.policy.config.get_text_config(), "max_position_embeddings", None)
+        limit = positions(module.policy.config)
         longest = float("inf") if limit is None else limit - self.max_new_tokens
         prompts = list(islice((p for p in distinct_prompts(sets) if len(p) <= longest), self.n))
         if not prompts:

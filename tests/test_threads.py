@@ -7,6 +7,7 @@ import subprocess
 import sys
 import time
 from functools import partial
+from typing import Any
 
 import pytest
 import torch
@@ -17,6 +18,7 @@ from lightning_dpo import CopyReference, DPOModule
 from lightning_dpo.batch import PairBatch
 from lightning_dpo.models.layers import checkpoint_activations
 from lightning_dpo.ragged import Ragged
+from lightning_dpo.scoring import Scorer
 from tests.conftest import ROOT, llama, with_shifted_logits
 from tests.losses.pairs import REFERENCE_FREE, shipped
 from tests.scoring.test_load_balancing import mixtral
@@ -57,9 +59,18 @@ def gradients(model, loss, reference: bool, scoring: str = "auto") -> bytes:
     return torch.cat([p.grad.flatten() for p in run.policy.parameters() if p.grad is not None]).numpy().tobytes()
 
 
-def assert_the_same_each_time(*arguments) -> None:
+def adapter_gradients(scoring: str) -> bytes:
+    """By the scorer alone, since a module takes no adapter."""
+    torch.manual_seed(0)
+    model: Any = get_peft_model(llama(**BIG), LoraConfig(target_modules=["q_proj", "lm_head"]))
+    chosen, rejected = Scorer(model, scoring)(pairs())  # type: ignore[arg-type]
+    (chosen.sum() - rejected.sum()).sum().backward()
+    return torch.cat([p.grad.flatten() for p in model.parameters() if p.grad is not None]).numpy().tobytes()
+
+
+def assert_the_same_each_time(*arguments, compute=gradients) -> None:
     """Each time from the start, as some losses have a memory."""
-    found = {gradients(*arguments) for _ in range(TIMES)}
+    found = {compute(*arguments) for _ in range(TIMES)}
     assert len(found) == 1, f"{len(found)} different gradients in {TIMES} backward passes over the same weights"
 
 
@@ -78,13 +89,17 @@ def checkpointed():
 MODELS = {
     "plain": partial(llama, **BIG),
     "checkpointed layers": checkpointed,
-    "adapters": lambda: get_peft_model(llama(**BIG), LoraConfig(target_modules=["q_proj", "lm_head"])),
     "experts": partial(mixtral, **BIG),
     "capped logits": lambda: Gemma2ForCausalLM(
         Gemma2Config(**BIG, num_hidden_layers=2, num_attention_heads=4, num_key_value_heads=2, head_dim=16)
     ).eval(),
     "own logits": lambda: with_shifted_logits(llama(**BIG)),
 }
+
+
+@pytest.mark.parametrize("scoring", ["auto", "padded"])
+def test_the_gradient_of_adapters_is_the_same_each_time(scoring):
+    assert_the_same_each_time(scoring, compute=adapter_gradients)
 
 
 @pytest.mark.parametrize("scoring", ["auto", "padded"])

@@ -124,6 +124,7 @@ class DPOModule(L.LightningModule):
     def test_step(self, batch: PairBatch, batch_idx: int, dataloader_idx: int = 0) -> None:
         self._evaluate(batch, dataloader_idx, "test")
 
+    @torch.no_grad()
     def predict_step(self, batch: PairBatch, batch_idx: int = 0, dataloader_idx: int = 0) -> dict[str, Tensor]:
         """Every metric of each pair, shape [pair], by its name (metrics.py), and `index`, the pair's row."""
         *_, metrics = self._losses(batch)
@@ -133,7 +134,9 @@ class DPOModule(L.LightningModule):
         *_, metrics = self._losses(batch)
         # A named set is logged by itself, and its pairs count in val/ too.
         names = list(getattr(getattr(self.trainer, "datamodule", None), "val_sets", {}))
-        own = stage + names[dataloader_idx].removeprefix("val") if names else stage
+        loaders: Any = self.trainer.val_dataloaders if stage == "val" else self.trainer.test_dataloaders
+        named = isinstance(loaders, list) and len(loaders) == len(names)  # else they are not the data module's
+        own = stage + names[dataloader_idx].removeprefix("val") if named else stage
         for name in {stage, own}:
             self._means[name].update(metrics)
 

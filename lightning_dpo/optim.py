@@ -135,14 +135,14 @@ def check_optimizer(optimizer: Optimizer) -> None:
         raise ConfigError(f"{name} computes the loss several times per step, and a run once; use another optimizer")
     if isinstance(optimizer, SparseAdam):
         raise ConfigError(f"{name} takes sparse gradients, and those of a model are dense; use another optimizer")
-    # Adam of torch keeps its second moments in the dtype of the weights. In float16 they and `eps` round to 0, and the
-    # steps explode.
+    # Adam of torch keeps its second moments in the dtype of the weights. In float16 those of gradients below 2e-4 round
+    # to 0, and so does a small `eps`: with 1e-8 a step is infinite, with 1e-6 ten times the learning rate.
     eps = optimizer.defaults.get("eps")
     half = any(p.dtype == torch.float16 for group in optimizer.param_groups for p in group["params"])
-    if half and type(optimizer).__module__.startswith("torch.") and eps and not torch.tensor(eps).half():
+    if half and type(optimizer).__module__.startswith("torch.") and eps and eps < 1e-5:
         raise ConfigError(
-            f"weights in float16: the moments of {name} and its eps={eps:g} round to 0; type model.dtype=float32 with "
-            "trainer.precision=16-mixed or bf16-mixed, or model.dtype=bfloat16"
+            f"weights in float16: the moments of {name} round to 0, and its eps={eps:g} is too small for them; type "
+            "model.dtype=float32 with trainer.precision=16-mixed or bf16-mixed, or model.dtype=bfloat16"
         )
 
 

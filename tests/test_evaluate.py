@@ -12,6 +12,7 @@ from lightning_dpo.demo import ASSETS
 from lightning_dpo.errors import DataError
 from lightning_dpo.models import load_model
 from lightning_dpo.scoring.scorer import full_logits_logps
+from tests.conftest import random_pairs
 from tests.test_module import DPO, perturbed, trainer
 
 MODEL = ASSETS / "model"
@@ -34,6 +35,13 @@ def test_a_test_measures_what_a_validation_does(few_reviews):
     found = evaluate.test(run, held_out({"a": few_reviews, "b": few_reviews}), verbose=False)
     merged = {name: value for part in found for name, value in part.items()}
     assert merged["test/a/loss"] == merged["test/loss"] == test["test/loss"]
+
+
+def test_own_loaders_do_not_take_the_names_of_a_data_module(few_reviews):
+    run, evaluate = trained(), trainer()
+    evaluate.test(run, held_out({"a": few_reviews, "b": few_reviews}), verbose=False)
+    (found,) = evaluate.test(run, DataLoader([random_pairs(vocabulary=90)], batch_size=None), verbose=False)
+    assert "test/loss" in found and not [name for name in found if name.startswith("test/a/")]
 
 
 def test_a_prediction_has_every_metric_of_each_pair(few_reviews):

@@ -9,8 +9,8 @@ import lightning as L
 from lightning_dpo.errors import ConfigError, NonFiniteError
 from lightning_dpo.run.checkpoint import read
 
-LOWER = ("loss", "kl")
-"""Last words of metrics of which less is better."""
+LOWER = ("loss", "kl", "kl_se")
+"""Ends of the names of metrics of which less is better."""
 
 
 class Best(L.Callback):
@@ -31,7 +31,7 @@ class Best(L.Callback):
         mode: Literal["auto", "min", "max"] = "auto",
         every_n_steps: Annotated[int, "[1, inf)"] = 25,
     ):
-        lower = best.rpartition("/")[2] in LOWER
+        lower = best.endswith(LOWER)
         self.folder, self.name = folder / "checkpoints", best
         self.mode = ("min" if lower else "max") if mode == "auto" else mode
         self.step: int | None = None
@@ -66,6 +66,7 @@ class Best(L.Callback):
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         if (state_dict["name"], state_dict["mode"]) == (self.name, self.mode):
             self.step, self.metrics = state_dict["step"], dict(state_dict["metrics"])
+            self._needed = [] if self.step is None else [self.step]
 
     def on_save_checkpoint(self, trainer: L.Trainer, pl_module: L.LightningModule, checkpoint: dict[str, Any]) -> None:
         """Remove files that neither this checkpoint nor the one before it refers to."""

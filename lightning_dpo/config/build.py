@@ -112,7 +112,7 @@ def _check_interval(trainer: DictConfig, data: Any) -> None:
         return
     batches = len(data.train_dataloader())
     batches = min(limit, batches) if isinstance(limit, int) else int(limit * batches)
-    if interval > batches:
+    if batches and interval > batches:
         raise ConfigError(
             f"trainer.val_check_interval={interval}: an epoch has {batches} micro-batches; type at most that, or a "
             "share such as 0.5"

@@ -41,7 +41,9 @@ def check(cfg: DictConfig, choices: Mapping[str, str | None], overrides: list[st
     OmegaConf.resolve(cfg)
     plain: dict[str, Any] = OmegaConf.to_container(cfg, resolve=False)  # type: ignore[assignment]
     if without := [group for group in NEEDED if "_target_" not in (plain.get(group) or {})]:
-        raise ConfigError(f"{without[0]}: a run needs one, and its _target_ is missing; remove ~{without[0]}")
+        raise ConfigError(
+            f"{without[0]}: a run needs one, and its _target_ is missing; leave out ~{without[0]} or {without[0]}=null"
+        )
     if left := [path for path, node in nodes(plain) if isinstance(node, str) and "${" in node]:
         raise ConfigError(
             f"{left[0]}: '${{' is left after all values are resolved; remove it, or put the text into a file"

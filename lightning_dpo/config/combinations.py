@@ -72,6 +72,9 @@ def check_combinations(cfg: dict[str, Any]) -> None:
         if _class(callback) in NOT_RESUMED:
             reason = "a checkpoint does not hold its whole state, so a resumed run would end differently; leave it out"
             raise ConfigError(f"callbacks.{name}={_class(callback)}: {reason}")
+    for key, name in values.items():
+        if key.endswith(".monitor") and not str(name or "val/").startswith(("train/", "val/")):
+            raise ConfigError(f"{key}={name}: names of metrics begin with train/ or val/; see metrics.csv")
     for message, broken in _rules(cfg).items():
         if broken:
             raise ConfigError(message)

@@ -31,8 +31,10 @@ def rope_limit(config: PreTrainedConfig) -> int | None:
     text = config.get_text_config()
     rope: Any = getattr(text, "rope_parameters", None) or {}
     for part in [rope, *(value for value in rope.values() if isinstance(value, dict))]:  # some have one per layer type
-        if part.get("rope_type") in ("longrope", "dynamic"):
+        if part.get("rope_type") == "longrope":
             return part.get("original_max_position_embeddings") or text.max_position_embeddings
+        if part.get("rope_type") == "dynamic":
+            return text.max_position_embeddings
     return None
 
 
@@ -44,8 +46,8 @@ def check_fits(config: PreTrainedConfig, sources: Mapping[str, PairBatch], key: 
         longest = int((pairs.prompt.lengths + torch.maximum(pairs.chosen.lengths, pairs.rejected.lengths)).max())
         if limit is not None and longest > limit:
             raise ConfigError(
-                f"data.max_length: the longest pair of {name} has {longest} tokens, but the model has {limit} "
-                f"positions{kind}; type data.max_length={limit}"
+                f"{key}: the longest pair of {name} has {longest} tokens, but the model has {limit} positions{kind}; "
+                f"type data.max_length={limit}"
             )
         largest = max(int(side.values.max()) for side in (pairs.prompt, pairs.chosen, pairs.rejected))
         if largest >= embeddings:

@@ -71,7 +71,10 @@ def load_config(path: str | Path, trust_remote_code: bool = False) -> PreTrained
 
     Errors: ConfigError for a model that cannot be trained: not a causal language model, or with quantised weights.
     """
-    config = AutoConfig.from_pretrained(check_path(path), trust_remote_code=trust_remote_code)
+    found = check_path(path)
+    if Path(found, "adapter_config.json").is_file() and not Path(found, "config.json").is_file():
+        raise ConfigError(f"model.path={path}: an adapter without its model; type a model with the adapter merged")
+    config = AutoConfig.from_pretrained(found, trust_remote_code=trust_remote_code)
     remote = "AutoModelForCausalLM" in (getattr(config, "auto_map", None) or {})
     if type(config) not in AutoModelForCausalLM._model_mapping and not remote:
         kind = "an encoder-decoder model" if config.is_encoder_decoder else "no causal language model"
@@ -157,14 +160,9 @@ def export(
     """
     kept: Any = getattr(torch, dtype) if dtype else getattr(policy, "stored_dtype", policy.dtype)
     shown = str(kept).removeprefix("torch.")
-    cast: dict[Any, torch.Tensor] = {}  # tied weights stay one tensor
-    weights = {
-        name: cast.setdefault((t.data_ptr(), t.shape), t.to(kept) if t.is_floating_point() else t)
-        for name, t in policy.state_dict().items()
-    }
     asked = getattr(policy.config.get_text_config(), "output_router_logits", False)
     with router_logits(policy, getattr(policy, "_own_router_logits", asked)):
-        policy.save_pretrained(folder, state_dict=weights)
+        policy.save_pretrained(folder, state_dict=None if kept == policy.dtype else _cast(policy, kept))
     if kept != policy.dtype:  # save_pretrained writes that of the policy into the configuration
         path = folder / "config.json"
         keys = json.loads(path.read_text(encoding="utf-8"))
@@ -174,6 +172,18 @@ def export(
         backend.no_truncation()
     tokenizer.save_pretrained(folder)
     (folder / "README.md").write_text(card.replace("{dtype}", shown), encoding="utf-8")
+
+
+def _cast(policy: PreTrainedModel, dtype: torch.dtype) -> dict[str, torch.Tensor]:
+    """The weights in this dtype, on the CPU. Tied weights stay one tensor, and what the model keeps in float32, such as
+    the gates of experts, stays so."""
+    names = {*(policy._keep_in_fp32_modules or ()), *(policy._keep_in_fp32_modules_strict or ())}
+    kept = re.compile("|".join(rf"(?:^|\.){re.escape(name)}(?:\.|$)" for name in names) or r"(?!)")
+    cast: dict[Any, torch.Tensor] = {}
+    for name, t in policy.state_dict().items():
+        wanted = dtype if t.is_floating_point() and not kept.search(name) else t.dtype
+        cast[name] = cast.setdefault((t.data_ptr(), t.shape), t.to("cpu", wanted))
+    return {name: tensor for name, tensor in cast.items() if isinstance(name, str)}
 
 
 def as_model(model: PreTrainedModel | str | Path | Mapping[str, Any], trust_remote_code: bool) -> PreTrainedModel:

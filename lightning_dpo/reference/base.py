@@ -42,19 +42,21 @@ class Reference(nn.Module):
         data: Any = getattr(trainer, "datamodule", None)
         if self.path is None or data is self._checked or not hasattr(data, "pairs"):
             return
-        self._checked = data
         key, pairs = f"reference.path={self.path}", data.pairs()
         check_fits(model.config, pairs, key)
         try:
             tokenizer = load_tokenizer(self.path)
         except (OSError, ValueError) as error:
-            log.warning("%s has no tokenizer to compare with the policy's: %s", key, str(error).splitlines()[0])
+            text = "%s: its tokenizer cannot be loaded and is not compared with the policy's: %s"
+            log.warning(text, key, str(error).splitlines()[0])
         else:
             check_tokenizers(data.tokenizer, tokenizer, pairs, key)
+        self._checked = data
 
     def bind(self, policy: PreTrainedModel, load: Callable[[str], PreTrainedModel], scoring: Scoring) -> None:
-        """Called once, by the module that owns both; `load` builds a model from a path as the policy was built."""
-        raise NotImplementedError
+        """Called by the module that owns both: a reference of an earlier module starts anew. `load` builds a model from
+        a path as the policy was built."""
+        self._checked, self.is_policy = None, False
 
     def prepare(self, policy: PreTrainedModel, trainer: Trainer) -> None:
         """Called on every rank before training, and before a validation outside of training. Without a path, the first

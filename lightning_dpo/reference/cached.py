@@ -40,6 +40,8 @@ class CachedReference(Reference):
         self._weights: str | None = None
 
     def bind(self, policy, load, scoring):
+        super().bind(policy, load, scoring)
+        self._weights = None
         self._scoring = scoring
         source = self.path or policy.name_or_path
         self._load = partial(load, source) if source else None

@@ -16,20 +16,22 @@ from lightning_dpo.scoring import Scorer, Scoring
 class CopyReference(Reference):
     """A frozen second model, moved and cast with the policy but left out of checkpoints and of the optimizer."""
 
-    model: PreTrainedModel
+    model: PreTrainedModel | None
     has_distribution = True
 
     def bind(self, policy, load, scoring):
+        super().bind(policy, load, scoring)
         self._scoring: Scoring = scoring
+        self.model = None
         if self.path is not None:
             self._freeze(load(self.path))
 
     def prepare(self, policy: PreTrainedModel, trainer: Trainer) -> None:
-        if not hasattr(self, "model"):
+        if self.model is None:
             # Not in `bind`: a module that is loaded from a checkpoint is built with random weights first.
             self._freeze(copy.deepcopy(policy))
             self.is_policy = True
-        self.check(self.model, trainer)
+        self.check(self.scorer.model, trainer)
 
     def _freeze(self, model: PreTrainedModel) -> None:
         self.model = model.requires_grad_(False).eval()
@@ -45,4 +47,4 @@ class CopyReference(Reference):
 
     @contextmanager
     def live(self, trainer: Trainer) -> Iterator[Scorer]:
-        yield Scorer(self.model, self.scorer.scoring)
+        yield Scorer(self.scorer.model, self._scoring)

@@ -6,9 +6,9 @@ from transformers import PreTrainedModel
 from lightning_dpo.errors import ConfigError
 from lightning_dpo.scoring.attention import plain_attention
 
-TOLERANCE = 1e-3
-"""Relative to the norm of the logits. Nothing before the changed token is computed otherwise, so a causal model gives
-0; attention over both directions gives 0.05 and more."""
+TOLERANCE, HALF = 1e-3, 0.03
+"""Relative to the norm of the logits. Measured: a causal model gives 0, and one of experts up to 1.4e-5 in float32, as
+its sums have other sizes; attention in both directions gives 0.05 and more, Doge's experts 2e-3."""
 
 
 @torch.no_grad()
@@ -23,7 +23,8 @@ def check_causal(model: PreTrainedModel) -> None:
     changed[-1] = (row[-1] + 1) % vocabulary
     with plain_attention(model), torch.autocast(model.device.type, enabled=False):
         before, after = (model(input_ids=r[None], use_cache=False).logits[0, :-1].float() for r in (row, changed))
-    if (difference := float((before - after).norm() / before.norm().clamp(min=1e-9))) > TOLERANCE:
+    difference = float((before - after).norm() / before.norm().clamp(min=1e-9))
+    if difference > (HALF if model.dtype.itemsize < 4 else TOLERANCE):
         raise ConfigError(
             f"{type(model).__name__} is not causal: another last token changes the logits before it by "
             f"{difference:.2g} (relative), so a response would be scored with its own tokens in sight; "

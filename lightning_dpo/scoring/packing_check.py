@@ -12,7 +12,7 @@ from transformers import PreTrainedModel
 
 from lightning_dpo.models.layers import base_model
 from lightning_dpo.ragged import Ragged, Sharing
-from lightning_dpo.scoring.attention import NAME, Segments, disable, enable, plain_attention
+from lightning_dpo.scoring.attention import NAME, Segments, packed_attention, plain_attention
 from lightning_dpo.scoring.layout import Layout, padded, shared_prefix
 
 LAYERS = {"full_attention", "sliding_attention"}
@@ -53,20 +53,16 @@ def probe_packing(model: PreTrainedModel) -> str | None:
     segments = layout.inputs["dpo_segments"]
     with torch.autocast(model.device.type, enabled=False):
         try:
-            enable(model)
-            if model.config._attn_implementation != NAME:
-                return "the model does not accept another attention function"
-            packed = _logits(model, layout)
+            with packed_attention(model, stay=False):
+                if model.config._attn_implementation != NAME:
+                    return "the model does not accept another attention function"
+                packed = _logits(model, layout)
         except torch.OutOfMemoryError:
             raise  # says nothing about the model
         except (RuntimeError, TypeError, ValueError, IndexError, AttributeError, AssertionError) as error:
-            disable(model)
             return (str(error) or type(error).__name__).splitlines()[0]
         with plain_attention(model):
-            reason = _calls(model, segments) or _difference(model, packed, prompt, response) or _window(model, segments)
-    if reason is not None:
-        disable(model)
-    return reason
+            return _calls(model, segments) or _difference(model, packed, prompt, response) or _window(model, segments)
 
 
 def _probe(model: PreTrainedModel) -> tuple[Ragged, Ragged]:

@@ -12,6 +12,7 @@ from lightning_dpo.batch import PairBatch, TokenLogps
 from lightning_dpo.errors import ConfigError
 from lightning_dpo.losses.types import PairLogps
 from lightning_dpo.models.checks import rope_limit
+from lightning_dpo.models.layers import base_model
 from lightning_dpo.ragged import Ragged, Sharing, ranges
 from lightning_dpo.scoring.attention import packed_attention, plain_attention
 from lightning_dpo.scoring.causality import check_causal
@@ -120,8 +121,9 @@ class Scorer:
         self.prepare()
         self.forwards += 1
         if self.layout == "shared_prefix":
-            # The backward pass may recompute layers, so with gradients the attention stays enabled.
-            with packed_attention(self.model, stay=torch.is_grad_enabled()):
+            # The backward pass recomputes checkpointed layers, so for them the attention stays enabled.
+            recomputes = base_model(self.model).is_activation_checkpointing
+            with packed_attention(self.model, stay=torch.is_grad_enabled() and recomputes):
                 return self._forward([shared_prefix(prompt, response, shared)], tokens)
         with plain_attention(self.model):
             return self._forward(padded_groups(prompt, response), tokens)

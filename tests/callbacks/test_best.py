@@ -8,6 +8,7 @@ import torch
 from safetensors.torch import load_file
 from transformers import AutoConfig
 
+from lightning_dpo.callbacks.best import Best
 from lightning_dpo.demo import ASSETS
 from lightning_dpo.run import checkpoint
 
@@ -70,6 +71,10 @@ def test_it_works_with_early_stopping(command, short, tmp_path):
             "callbacks.stop.monitor=val/los: this run does not measure it; allowed: ",
         ),
         (["checkpoint.best=train/loss"], "begin with val/"),
+        (
+            [f"+callbacks.stop={{_target_: {EARLY}, monitor: val_loss}}"],
+            "stop.monitor=val_loss: names of met",
+        ),
         (["checkpoint.best=val/loss", "data.val=null"], "nothing is validated"),
         (["checkpoint.mode=least"], "checkpoint.mode=least: found the text 'least'; allowed: auto or min or max"),
         (["export.dtype=int8"], "export.dtype=int8: found the text 'int8'; allowed: float32 or bfloat16"),
@@ -78,6 +83,33 @@ def test_it_works_with_early_stopping(command, short, tmp_path):
 def test_a_metric_that_is_not_measured_ends_the_run_after_the_first_validation(command, short, options, message):
     code, output = command(*short, *OPTIONS, *options)
     assert code == 2 and message in output and "training" not in output
+
+
+@pytest.mark.parametrize(
+    ("name", "mode"),
+    [("val/loss", "min"), ("val/aux_loss", "min"), ("val/kl", "min"), ("val/loss_margin", "max"), ("val/x", "max")],
+)
+def test_less_of_a_loss_or_a_kl_is_better(tmp_path, name, mode):
+    assert Best(tmp_path, name).mode == mode
+
+
+def test_the_weights_that_the_last_two_checkpoints_refer_to_are_kept(tmp_path):
+    """Also after a resume: the checkpoint before may have to replace a damaged one."""
+    folder = tmp_path / "checkpoints"
+    folder.mkdir()
+    best = Best(tmp_path, "val/loss")
+
+    def save(best: Best, step: int) -> set[str]:
+        best.step = step
+        best.path.touch()
+        best.on_save_checkpoint(None, None, {})  # type: ignore[arg-type]
+        return {path.name for path in folder.iterdir()}
+
+    save(best, 0)
+    assert save(best, 10) == {"best-0.ckpt", "best-10.ckpt"}
+    resumed = Best(tmp_path, "val/loss")
+    resumed.load_state_dict(best.state_dict())
+    assert save(resumed, 20) == {"best-10.ckpt", "best-20.ckpt"}
 
 
 def test_the_export_has_the_dtype_that_the_model_came_in_or_the_one_asked_for(command, short, tmp_path):

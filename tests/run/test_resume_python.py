@@ -1,5 +1,6 @@
 """Fits from Python, with a plain Trainer: each starts where it should, and a checkpoint resumes exactly."""
 
+import copy
 from functools import partial
 
 import pytest
@@ -11,10 +12,13 @@ from lightning_dpo import CachedReference, CopyReference, DPOModule, PreferenceD
 from lightning_dpo.demo import ASSETS
 from lightning_dpo.models import load_model
 from lightning_dpo.optim import schedule
-from tests.test_module import trainer, weights
+from tests.test_module import DPO, trainer, weights
 
 STEPS = 6
 """Optimizer steps of an epoch: 48 pairs in batches of 8."""
+
+
+STEEP = partial(AdamW, lr=1e-3)
 
 
 class Losses(Callback):
@@ -36,10 +40,9 @@ def data(few_reviews):
 
 
 def module(reference=None, beta: float = 0.1) -> DPOModule:
-    optimizer = partial(AdamW, lr=1e-3)
     model = load_model(str(ASSETS / "model"))
     constant = partial(schedule, name="constant")
-    return DPOModule(model, partial(losses.dpo, beta=beta), reference or CopyReference(), optimizer, constant)
+    return DPOModule(model, partial(losses.dpo, beta=beta), reference or CopyReference(), STEEP, constant)
 
 
 def fit(run: DPOModule, pairs: PreferenceDataModule, ckpt_path=None, **options) -> dict[int, float]:
@@ -128,6 +131,16 @@ def test_a_second_round_starts_at_its_reference(data, tmp_path, reference):
     losses_of_steps = fit(second, data(shuffle=False))
     assert losses_of_steps[1] == pytest.approx(torch.tensor(2.0).log().item(), abs=1e-6)
     assert losses_of_steps[2] != losses_of_steps[1]
+
+
+@pytest.mark.parametrize("reference", [CopyReference, CachedReference])
+def test_a_reference_serves_the_module_that_it_was_given_to_last(data, reference):
+    shared, pairs, policy = reference(), data(shuffle=False), load_model(str(ASSETS / "model"))
+    for _ in range(2):
+        run = DPOModule(copy.deepcopy(policy), DPO, shared, STEEP)
+        found = fit(run, pairs)
+        assert found[1] == pytest.approx(torch.tensor(2.0).log().item(), abs=1e-6) and found[2] != found[1]
+        policy = run.policy
 
 
 def test_the_first_batch_check_compares_a_copied_reference_after_a_checkpoint(data, tmp_path, monkeypatch):

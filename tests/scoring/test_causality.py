@@ -6,6 +6,7 @@ from transformers import BertConfig, BertLMHeadModel
 
 from lightning_dpo.errors import ConfigError
 from lightning_dpo.scoring import Scorer
+from lightning_dpo.scoring.causality import check_causal
 from tests.conftest import llama, random_pairs
 from tests.samples.kinds import make
 
@@ -41,3 +42,10 @@ def doge():
 def test_a_model_that_sees_the_future_is_refused(model, scoring):
     with pytest.raises(ConfigError, match="is not causal: another last token changes the logits before it"):
         Scorer(model(), scoring)(random_pairs())
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("kind", ["qwen3_moe", "recurrent_gemma", "gpt2"])
+def test_causal_models_pass(kind, dtype):
+    """Experts too, whose sums depend on how many tokens each of them gets."""
+    check_causal(make(kind).to(dtype))

@@ -79,16 +79,7 @@ def build(request: Request, folder: RunFolder, stop: Stop, began: float) -> Part
         ches_page(policy, data, folder.path, report)
     if options.report:
         return None
-    module = DPOModule(
-        policy,
-        loss=instantiate(cfg.loss),
-        reference=instantiate(cfg.reference) or None,
-        optimizer=instantiate(cfg.optimizer),
-        scheduler=build_scheduler(cfg.scheduler),
-        trust_remote_code=cfg.model.trust_remote_code,
-        scoring=cfg.scoring,
-        nonfinite=cfg.nonfinite,
-    )
+    module = _module(cfg, policy)
     scorer = cfg.samples.scorer and targets.allowed(cfg.samples.scorer, "samples.scorer")
     samples = instantiate(cfg.samples, scorer=scorer, output_dir=folder.path)
     metrics, throughput = MetricsCSV(folder.path), Throughput()
@@ -102,6 +93,19 @@ def build(request: Request, folder: RunFolder, stop: Stop, began: float) -> Part
     callbacks = [samples, throughput, *own, saving]
     trainer = _trainer(cfg, callbacks, metrics, resumes=start is not None)
     return Parts(folder, trainer, module, data, samples, metrics, throughput, best, start, report)
+
+
+def _module(cfg: DictConfig, policy: Any) -> DPOModule:
+    return DPOModule(
+        policy,
+        loss=instantiate(cfg.loss),
+        reference=instantiate(cfg.reference) or None,
+        optimizer=instantiate(cfg.optimizer),
+        scheduler=build_scheduler(cfg.scheduler),
+        trust_remote_code=cfg.model.trust_remote_code,
+        scoring=cfg.scoring,
+        nonfinite=cfg.nonfinite,
+    )
 
 
 def _check_interval(trainer: DictConfig, data: Any) -> None:

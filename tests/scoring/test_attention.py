@@ -14,6 +14,7 @@ from transformers import (
     Qwen3MoeConfig,
 )
 
+from lightning_dpo.models.layers import checkpoint_activations
 from lightning_dpo.ragged import Ragged, Sharing
 from lightning_dpo.scoring import Scorer, attention
 from lightning_dpo.scoring.attention import NAME, Segments, plain_attention
@@ -159,12 +160,15 @@ def test_arguments_that_would_change_the_models_attention_are_refused(changes, m
         attention.shared_prefix_attention(torch.nn.Identity(), q, q, q, **arguments)
 
 
-def test_a_model_generates_with_its_own_attention_while_packed_rows_are_enabled():
+def test_only_layers_that_are_recomputed_keep_packed_rows_enabled_and_the_model_still_generates():
     model, batch = llama(), tree_pairs()
     own = model.config._attn_implementation
     expected = model(torch.arange(5)[None]).logits
     Scorer(model, "shared_prefix")(batch)
-    assert model.config._attn_implementation == NAME
+    assert model.config._attn_implementation == own
+    checkpoint_activations(model)
+    Scorer(model, "shared_prefix")(batch)
+    assert model.config._attn_implementation == NAME, "for the backward pass"
     with plain_attention(model):
         assert torch.equal(model(torch.arange(5)[None]).logits, expected)
     with pytest.raises(RuntimeError, match="plain_attention"):

@@ -21,7 +21,7 @@ from typing import Any, Literal, NamedTuple
 
 from lightning_dpo.data.dialogue import is_dialogue, split_dialogue
 from lightning_dpo.data.lines import as_object, parse_line
-from lightning_dpo.data.rows import BadRow, Dropped, Messages, Response, Row, checked, kind_of, printable
+from lightning_dpo.data.rows import BadRow, Dropped, Messages, Response, Row, checked, kind_of, printable, text_of
 from lightning_dpo.data.sources import Chunk
 from lightning_dpo.signatures import in_range
 
@@ -52,11 +52,13 @@ def parse(record: Mapping[str, Any], format: Format) -> list[Row | Dropped]:
         "margin": _number(record, format.margin_column, "(-inf, inf)", None),
     }
     try:
-        pairs = _ranked(found, format) if _is_ranked(found) else [_pair(found, record, format)]
+        ignored: set[str] = set()
+        pairs = _ranked(found, format, ignored) if _is_ranked(found) else [_pair(found, record, format, ignored)]
     except BadRow as error:  # named as in the record
         field, bracket, rest = error.field.partition("[")
         raise BadRow(error.kind, str(error), (format.name(field) or field) + bracket + rest) from None
-    return [_judged(row._replace(**numbers)) if isinstance(row, Row) else row for row in pairs]
+    notes = {"notes": tuple(("ignored", key) for key in sorted(ignored))}
+    return [_judged(row._replace(**numbers, **notes)) if isinstance(row, Row) else row for row in pairs]
 
 
 def parsed(chunk: Chunk, format: Format) -> Iterator[tuple[int, Row | Dropped | BadRow]]:
@@ -81,19 +83,20 @@ def _is_ranked(found: dict[str, Any]) -> bool:
 def _judged(row: Row) -> Row | Dropped:
     if row.chosen == row.rejected:
         return Dropped("identical")
-    last = [side if isinstance(side, str) else side[-1]["content"] for side in (row.chosen, row.rejected)]
-    return row if all(last) else Dropped("empty")
+    sides = (row.chosen, row.rejected)
+    said = [side if isinstance(side, str) else text_of(side[-1]) or side[-1].get("tool_calls") for side in sides]
+    return row if all(said) else Dropped("empty")
 
 
-def _pair(found: dict[str, Any], record: Mapping[str, Any], format: Format) -> Row:
+def _pair(found: dict[str, Any], record: Mapping[str, Any], format: Format, ignored: set[str]) -> Row:
     for field in ("chosen", "rejected"):
         if field not in found:
             raise _missing(field, record, format)
     name = format.name("prompt")
     if name not in (None, "prompt") and name not in record:
         raise _missing("prompt", record, format)
-    prompt = checked(found["prompt"], "prompt") if "prompt" in found else None
-    chosen, rejected = (checked(found[field], field) for field in ("chosen", "rejected"))
+    prompt = checked(found["prompt"], "prompt", ignored) if "prompt" in found else None
+    chosen, rejected = (checked(found[field], field, ignored) for field in ("chosen", "rejected"))
     if prompt is None and isinstance(chosen, str) and isinstance(rejected, str):
         if not (is_dialogue(chosen) and is_dialogue(rejected)):
             raise _missing("prompt", record, format)
@@ -122,7 +125,7 @@ def _conversations(prompt: str | Messages | None, chosen: Response, rejected: Re
             raise BadRow("mixture", f"found {found} after {shared} shared messages, expected the assistant's", field)
     if not messages:
         raise BadRow("mixture", "the conversations share no message at the start, so there is no prompt", "chosen")
-    if isinstance(prompt, str) and messages[-1]["content"].strip() != prompt.strip():
+    if isinstance(prompt, str) and text_of(messages[-1]).strip() != prompt.strip():
         raise BadRow("mixture", "found a text that is not the last message that both sides share", "prompt")
     _check_prompt(messages)
     return Row(messages, _response(sides["chosen"], "chosen"), _response(sides["rejected"], "rejected"))
@@ -144,16 +147,16 @@ def _check_prompt(prompt: Messages) -> None:
 
 
 def _response(side: Response, field: str) -> Response:
-    """One turn as its text, several as messages."""
+    """One turn as its text if it has nothing else, otherwise messages."""
     if isinstance(side, str):
         return side
     for message, verb in ((side[0], "begins"), (side[-1], "ends")):
         if message["role"] != "assistant":
             raise BadRow("roles", f"{verb} with the {message['role']}'s message; expected the assistant's", field)
-    return side[0]["content"] if len(side) == 1 else side
+    return side[0]["content"] if len(side) == 1 and len(side[0]) == 2 else side
 
 
-def _ranked(found: dict[str, Any], format: Format) -> list[Row | Dropped]:
+def _ranked(found: dict[str, Any], format: Format, ignored: set[str]) -> list[Row | Dropped]:
     if "prompt" not in found:
         raise BadRow("missing", "field 'prompt' is missing beside the responses", "prompt")
     keys = [key for key in ("ranks", "scores") if found.get(key) is not None]
@@ -168,8 +171,8 @@ def _ranked(found: dict[str, Any], format: Format) -> list[Row | Dropped]:
     for value in values:
         if not _is_number(value):
             raise BadRow("type", f"found {printable(value)}, expected numbers", keys[0])
-    prompt = checked(found["prompt"], "prompt")
-    texts = [_one_response(prompt, r, f"responses[{i}]") for i, r in enumerate(responses)]
+    prompt = checked(found["prompt"], "prompt", ignored)
+    texts = [_one_response(prompt, r, f"responses[{i}]", ignored) for i, r in enumerate(responses)]
     if isinstance(prompt, list):
         _check_prompt(prompt)
     best_first = sorted(zip(values, texts, strict=True), key=lambda x: x[0] if keys[0] == "ranks" else -x[0])
@@ -182,8 +185,8 @@ def _ranked(found: dict[str, Any], format: Format) -> list[Row | Dropped]:
     return [*pairs] or [Dropped("no_preference")]
 
 
-def _one_response(prompt: str | Messages, response: object, field: str) -> str:
-    side = _response(checked(response, field), field)
+def _one_response(prompt: str | Messages, response: object, field: str, ignored: set[str]) -> str:
+    side = _response(checked(response, field, ignored), field)
     if not isinstance(side, str):
         raise BadRow("mixture", "found several messages, expected a text or one assistant message", field)
     if isinstance(prompt, str) and not isinstance(response, str):

@@ -1,16 +1,20 @@
 """Preference pairs as text, and the exceptions for rows that give no pair."""
 
+import json
+from collections.abc import Mapping
 from typing import Any, NamedTuple
 
-Message = dict[str, str]
+Message = dict[str, Any]
+"""`role` and `content`, and those of KEYS that are not empty. The content is None only beside tool calls."""
 Messages = list[Message]
 Response = str | Messages
-"""A single turn as text, or several turns as messages, of which only the assistant's can be trained."""
+"""A single turn as text; or messages, of which only the assistant's can be trained."""
+Note = tuple[str, str]
+"""Something that the data page counts by rows: its kind (see NOTES in data/report) and what it is about."""
 
-UNSUPPORTED = ("tool_calls", "function_call", "reasoning_content", "thinking")
-"""Fields of a message that templates may print. A row with one is refused, because only the content is read."""
-
-ROLES = ("system", "user", "assistant", "tool")
+ROLES = ("system", "developer", "user", "assistant", "tool")
+KEYS = ("name", "tool_calls", "tool_call_id", "reasoning", "reasoning_content", "thinking")
+"""Keys of a message that reach the chat template beside role and content. All others are ignored and counted."""
 
 
 class Row(NamedTuple):
@@ -20,6 +24,8 @@ class Row(NamedTuple):
     chosen, rejected: the responses. If the prompt is plain text, the contents of several turns include the text
         between the turns.
     weight: factor of the pair's loss. margin: gap that the pair asks for; None without a margin column.
+    options: what the chat template gets beside the messages: `tools`, and the row's own chat_template_kwargs.
+    notes: what the data page counts, such as the columns that were ignored.
     """
 
     prompt: str | Messages
@@ -27,11 +33,13 @@ class Row(NamedTuple):
     rejected: Response
     weight: float = 1.0
     margin: float | None = None
+    options: Mapping[str, Any] = {}
+    notes: tuple[Note, ...] = ()
 
     @property
     def runs_together(self) -> bool:
         """Whether the last word of a plain text prompt runs into the response."""
-        first = self.chosen if isinstance(self.chosen, str) else self.chosen[0]["content"]
+        first = self.chosen if isinstance(self.chosen, str) else text_of(self.chosen[0])
         return isinstance(self.prompt, str) and self.prompt[-1:].isalnum() and first[:1].isalnum()
 
     @property
@@ -86,31 +94,71 @@ def kind_of(value: Any) -> str:
     return names.get(type(value), type(value).__name__)
 
 
-def checked(value: Any, field: str) -> str | Messages:
-    """A text, or a list of messages reduced to role and content.
+def text_of(message: Message) -> str:
+    """The content of a message; "" if it is None."""
+    return message["content"] or ""
+
+
+def checked(value: Any, field: str, ignored: set[str]) -> str | Messages:
+    """A text, or a list of checked messages; a single message counts as a list of one.
+
+    Args:
+        ignored: receives the keys of messages that are not read.
 
     Errors: BadRow.
     """
     if isinstance(value, str):
         return encodable(value, field)
+    if isinstance(value, dict) and "role" in value:
+        return [_message(value, field, ignored)]
     if not isinstance(value, list):
         raise BadRow("type", f"found {kind_of(value)}, expected a text or a list of messages", field)
     if not value:
         raise BadRow("empty_messages", "the list of messages is empty", field)
-    return [_message(message, f"{field}[{i}]") for i, message in enumerate(value)]
+    return [_message(message, f"{field}[{i}]", ignored) for i, message in enumerate(value)]
 
 
-def _message(message: Any, field: str) -> Message:
+def _message(message: Any, field: str, ignored: set[str]) -> Message:
     if not isinstance(message, dict):
         raise BadRow("type", f"found {kind_of(message)}, expected a message with role and content", field)
-    if unsupported := [name for name in UNSUPPORTED if message.get(name)]:
-        raise BadRow("type", f"{unsupported[0]} is not supported; only role and content are read", field)
-    if message.get("role") not in ROLES:
+    if message.get("function_call"):
+        raise BadRow("type", "function_call is not supported; write it as tool_calls", field)
+    role = message.get("role")
+    if role not in ROLES:
         hint = "; rename from/value to role/content" if {"from", "value"} <= set(message) else ""
-        raise BadRow("role", f"role {printable(message.get('role'))}; allowed: {', '.join(ROLES)}{hint}", field)
-    if not isinstance(message.get("content"), str):
-        raise BadRow("type", f"content is {kind_of(message.get('content'))}, expected a text", field)
-    return {"role": message["role"], "content": encodable(message["content"], field)}
+        raise BadRow("role", f"role {printable(role)}; allowed: {', '.join(ROLES)}{hint}", field)
+    read = {"role": role, "content": _content(message, field)}
+    for key, value in message.items():
+        if key in KEYS and value:
+            read[key] = _json(value, f"{field}.{key}")
+        elif key not in ("role", "content") and value is not None:
+            ignored.add(key)
+    return read
+
+
+def _content(message: Message, field: str) -> str | None:
+    content = message.get("content")
+    if content is None and message.get("tool_calls"):
+        return None
+    if isinstance(content, list) and content:
+        content = "".join(_part(part, f"{field}.content[{i}]") for i, part in enumerate(content))
+    if not isinstance(content, str):
+        raise BadRow("type", f"content is {kind_of(content)}, expected a text", field)
+    return encodable(content, field)
+
+
+def _part(part: Any, field: str) -> str:
+    """The text of a part of a content, {"type": "text", "text": ...}."""
+    text = part.get("text") if isinstance(part, dict) and part.get("type", "text") == "text" else None
+    if not isinstance(text, str):
+        raise BadRow("type", f"found {printable(part)}, expected a part of type text", field)
+    return text
+
+
+def _json(value: Any, field: str) -> Any:
+    """A value for the chat template, if all of its text can be encoded."""
+    encodable(json.dumps(value, ensure_ascii=False), field)
+    return value
 
 
 def encodable(text: str, field: str) -> str:

@@ -23,7 +23,7 @@ from tokenizers import Tokenizer
 from transformers import PreTrainedTokenizerBase
 
 from lightning_dpo.data.chat import Chat
-from lightning_dpo.data.rows import BadRow, Dropped, Messages, Response, Row
+from lightning_dpo.data.rows import BadRow, Dropped, Messages, Response, Row, text_of
 from lightning_dpo.data.truncate import PromptEncoder, truncate_prompt
 from lightning_dpo.errors import DataError
 
@@ -200,7 +200,7 @@ class PairTokenizer:
         if self._special is None:
             return False
         parts = (row.prompt, row.chosen, row.rejected)
-        texts = [p if isinstance(p, str) else "\n".join(m["content"] for m in p) for p in parts]
+        texts = [p if isinstance(p, str) else "\n".join(map(text_of, p)) for p in parts]
         return any(self._special.search(text) for text in texts)
 
 

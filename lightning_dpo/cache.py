@@ -21,6 +21,10 @@ DAMAGE = (OSError, ValueError, KeyError, SafetensorError)
 """Errors of reading an entry whose files were truncated or altered."""
 
 
+class Outdated(ValueError):
+    """An entry of another version of the code that reads it."""
+
+
 class Cache:
     """Entries are folders named by the hash of their key. They are written atomically, under a lock that makes a second
     process wait, and a damaged entry is computed again."""
@@ -37,14 +41,15 @@ class Cache:
         return FileLock(self.path(key).with_suffix(".lock"))
 
     def read(self, key: dict[str, Any], read: Callable[[Path], T]) -> T | None:
-        """The entry; None if it is missing, or damaged and removed."""
+        """The entry; None if it is missing, or damaged or outdated and removed."""
         entry = self.path(key)
         if not entry.exists():
             return None
         try:
             return read(entry)
         except DAMAGE as error:
-            log.warning("the cache entry %s is damaged (%s); computing it again", entry, error)
+            level = logging.INFO if isinstance(error, Outdated) else logging.WARNING
+            log.log(level, "the cache entry %s is damaged or outdated (%s); computing it again", entry, error)
             shutil.rmtree(entry)
             return None
 

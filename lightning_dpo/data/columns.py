@@ -14,6 +14,7 @@ import numpy as np
 from lightning_dpo.data.formats import Format, parsed
 from lightning_dpo.data.rows import BadRow, Dropped, Row
 from lightning_dpo.data.sources import Chunk
+from lightning_dpo.data.template_loss import LOSS
 from lightning_dpo.data.tokenize import Encoded, PairTokenizer
 
 SIDES = ("prompt", "chosen", "rejected")
@@ -46,7 +47,8 @@ class EncodedChunk(NamedTuple):
     """An encoded chunk: columns of the pairs that can be trained, and counts of the others.
 
     records: rows read. counts: dropped pairs by reason. ends: token ids that end responses. masked: whether some
-    response tokens are not trained. bad: the first bad rows. bad_kinds: counts of all of them.
+    response tokens are not trained. bad: the first bad rows, template losses before others. bad_kinds: counts of all of
+    them. notes: what the data page counts, by rows.
     """
 
     columns: dict[str, np.ndarray]
@@ -57,6 +59,7 @@ class EncodedChunk(NamedTuple):
     masked: bool
     bad: list[Bad]
     bad_kinds: Counter
+    notes: Counter
 
 
 class RowEncoder(NamedTuple):
@@ -86,10 +89,11 @@ class RowEncoder(NamedTuple):
             records=len(chunk.items),
             counts=counts,
             tokens_cut=sum(e.tokens_cut for *_, e in kept),
-            ends={self.tokenizer.end_id(row) for row in [*rows[:1], *(row for _, row, _ in kept)]},
+            ends={end for *_, e in kept for end in e.ends},
             masked=masked,
-            bad=sorted(bad)[:SHOWN],
+            bad=sorted(bad, key=lambda b: (b.kind != LOSS, b.number))[:SHOWN],
             bad_kinds=Counter(b.kind for b in bad),
+            notes=Counter(note for _, note in {(number, note) for number, _, e in kept for note in e.notes}),
         )
 
 

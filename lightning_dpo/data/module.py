@@ -11,7 +11,7 @@ from torch.utils.data import DataLoader
 from transformers import PreTrainedTokenizerBase
 
 from lightning_dpo.batch import PairBatch
-from lightning_dpo.data.chat import template_text
+from lightning_dpo.data.chat import OnLoss, template_text
 from lightning_dpo.data.columns import RowEncoder
 from lightning_dpo.data.formats import COLUMNS, Format, RankedPairs
 from lightning_dpo.data.loader import check_trainer, default_workers, loader
@@ -52,7 +52,9 @@ class PreferenceDataModule(L.LightningDataModule):
         shuffle: a new order each epoch, a function of seed and epoch.
         num_workers: processes that prepare batches; None: 2 with a GPU, otherwise 0.
         num_proc: processes that tokenise.
-        chat_template: Jinja text, or a file of it; replaces the tokenizer's own.
+        chat_template: Jinja text, a file of it, or the name of one of the tokenizer's own; replaces its default.
+        chat_template_kwargs: variables of the chat template, for all rows; a column of this name has them by row.
+        on_template_loss: stop at rows that the chat template does not print whole, or count them.
         date: the day (YYYY-MM-DD) for a chat template that prints the current one.
         cache_dir: folder of tokenised sources, which are found by content.
 
@@ -84,17 +86,22 @@ class PreferenceDataModule(L.LightningDataModule):
         num_workers: Annotated[int, "[0, inf)"] | None = None,
         num_proc: Annotated[int, "[1, inf)"] = 1,
         chat_template: str | None = None,
+        chat_template_kwargs: dict[str, Any] | None = None,
+        on_template_loss: OnLoss = "stop",
         date: str | None = None,
         cache_dir: str | Path = CACHE_DIR,
         seed: int = 0,
     ):
         super().__init__()
         checked = {"val": val, "turns": turns, "ranked": ranked, "on_bad_row": on_bad_row}
+        checked |= {"on_template_loss": on_template_loss, "chat_template_kwargs": chat_template_kwargs}
         check_arguments(PreferenceDataModule, checked, allow_missing=True)
         self.tokenizer = load_tokenizer(tokenizer) if isinstance(tokenizer, str | Path) else tokenizer
         if chat_template is not None:
-            self.tokenizer.chat_template = template_text(chat_template)
-        self.encoder = PairTokenizer(self.tokenizer, max_length, max_prompt_length, turns, date)
+            self.tokenizer.chat_template = template_text(chat_template, self.tokenizer)
+        self.encoder = PairTokenizer(
+            self.tokenizer, max_length, max_prompt_length, turns, date, on_template_loss, chat_template_kwargs
+        )
         self.format = Format(_columns(columns or {}), weight_column, margin_column, ranked)
         self.store, self.num_proc, self.stop_at_bad = TokenStore(cache_dir), num_proc, on_bad_row == "stop"
         self.train, self.val, self.streaming = train, val, streaming

@@ -12,7 +12,8 @@ Response = str | Messages
 Note = tuple[str, str]
 """Something that the data page counts by rows: its kind (see NOTES in data/report) and what it is about."""
 
-ROLES = ("system", "developer", "user", "assistant", "tool")
+SYSTEM = ("system", "developer")
+ROLES = (*SYSTEM, "user", "assistant", "tool")
 KEYS = ("name", "tool_calls", "tool_call_id", "reasoning", "reasoning_content", "thinking")
 """Keys of a message that reach the chat template beside role and content. All others are ignored and counted."""
 

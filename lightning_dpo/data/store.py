@@ -14,10 +14,11 @@ from rich.progress import track
 from torch import Tensor
 
 from lightning_dpo.batch import PairBatch
-from lightning_dpo.cache import Cache
+from lightning_dpo.cache import Cache, Outdated
 from lightning_dpo.data.columns import DTYPES, SHOWN, SIDES, Bad, RowEncoder, encoded_chunks
 from lightning_dpo.data.rows import located
 from lightning_dpo.data.sources import Source
+from lightning_dpo.data.template_loss import LOSS
 from lightning_dpo.errors import DataError
 from lightning_dpo.files import write_json
 from lightning_dpo.ragged import Ragged
@@ -26,6 +27,9 @@ log = logging.getLogger(__name__)
 
 FORMAT = 2
 """Part of every key. Increase it when rows are read or encoded differently, so that old entries are not used."""
+READER = 3
+"""Version of the code that reads rows. Entries of others are written again, under the same name: names are part of the
+identity of runs, which stay the same runs if their tokens do."""
 CACHE_DIR = "~/.cache/lightning_dpo/tokens"
 
 
@@ -35,6 +39,8 @@ class TokenisedSource:
     def __init__(self, folder: Path, source: Source):
         self.folder, self.source = folder, source
         self.manifest: dict[str, Any] = json.loads((folder / "manifest.json").read_text(encoding="utf-8"))
+        if self.manifest.get("reader") != READER:
+            raise Outdated(f"written by reader {self.manifest.get('reader')}, this is {READER}")
         for name, size in self.manifest["sizes"].items():
             if (folder / f"{name}.bin").stat().st_size != size * np.dtype(DTYPES.get(name, np.int64)).itemsize:
                 raise ValueError(f"the size of {name}.bin differs from its manifest")
@@ -100,13 +106,15 @@ class TokenStore:
         self, folder: Path, key: dict, source: Source, encoder: RowEncoder, num_proc: int, stop_at_bad: bool
     ) -> None:
         totals: dict[str, Any] = {"records": 0, "tokens_cut": 0, "masked": False}
-        counts, kinds, ends, bad = Counter(), Counter(), set(), []
+        counts, kinds, notes, ends, bad = Counter(), Counter(), Counter(), set(), []
         sizes = dict.fromkeys(DTYPES, 0)
         chunks = track(source.chunks(), f"tokenising {Path(source.path).name}", transient=True)
         with ExitStack() as stack:
             names = [*DTYPES, *(f"{side}_ends" for side in SIDES)]
             files = {name: stack.enter_context(open(folder / f"{name}.bin", "wb")) for name in names}
             for chunk in encoded_chunks(encoder, chunks, num_proc, stop_at_bad):
+                if not stop_at_bad and (losses := chunk.bad_kinds[LOSS]):
+                    _refuse_bad(chunk.bad[:losses], {LOSS: losses}, source)
                 for side in SIDES:
                     side_ends = chunk.columns[f"{side}_lengths"].cumsum() + sizes[side]
                     files[f"{side}_ends"].write(side_ends.tobytes())
@@ -117,6 +125,7 @@ class TokenStore:
                 totals["tokens_cut"] += chunk.tokens_cut
                 totals["masked"] |= chunk.masked
                 counts, kinds, ends = counts + chunk.counts, kinds + chunk.bad_kinds, ends | chunk.ends
+                notes += chunk.notes
                 bad = (bad + chunk.bad)[:SHOWN]
         if not totals["records"]:
             raise DataError(f"{source.path}: the file holds no rows")
@@ -131,11 +140,13 @@ class TokenStore:
         manifest = {
             "what": "tokenised preference pairs; one raw little-endian file per column",
             "key": key,
+            "reader": READER,
             **totals,
             "dropped": dict(counts),
             "bad_kinds": dict(kinds),
             "bad": bad,
             "ends": sorted(ends),
+            "notes": [[*note, rows] for note, rows in sorted(notes.items())],
             "sizes": sizes | {f"{side}_ends": sizes["number"] for side in SIDES},
         }
         write_json(folder / "manifest.json", manifest)
@@ -144,7 +155,7 @@ class TokenStore:
 def content_key(source: Source, encoder: RowEncoder) -> dict[str, Any]:
     """Everything that changes the tokens, and nothing else."""
     pairs = encoder.tokenizer
-    tokenizer = pairs.tokenizer
+    tokenizer, chat = pairs.tokenizer, pairs.chat
     spelled = [pairs.backend().to_str(), str(tokenizer.chat_template), str(tokenizer.special_tokens_map)]
     return {
         "format": FORMAT,
@@ -154,10 +165,12 @@ def content_key(source: Source, encoder: RowEncoder) -> dict[str, Any]:
         "weight_column": encoder.format.weight_column,
         "margin_column": encoder.format.margin_column,
         "ranked": encoder.format.ranked,
-        "turns": pairs.turns,
-        "date": pairs.chat.date,
+        "turns": chat.turns,
+        "date": chat.date,
         "max_length": pairs.max_length,
         "max_prompt_length": pairs.max_prompt_length,
+        **({"chat_template_kwargs": chat.options} if chat.options else {}),
+        **({"on_template_loss": chat.on_loss} if chat.on_loss != "stop" else {}),
     }
 
 
@@ -171,5 +184,6 @@ def _refuse_bad(bad: list[Bad], kinds: dict[str, int], source: Source) -> None:
         numbers = ", ".join(str(b.number) for b in bad[1:6])
         unit = "lines" if source.is_lines else "rows"
         lines.append(f"{more} more rows of {source.path} are bad ({counts} in all); first in {unit} {numbers}")
-    lines.append("correct them, or type data.on_bad_row=drop to drop and count bad rows")
+    if set(kinds) != {LOSS}:
+        lines.append("correct them, or type data.on_bad_row=drop to drop and count bad rows")
     raise DataError("\n".join(lines))

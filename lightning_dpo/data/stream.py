@@ -15,6 +15,7 @@ from lightning_dpo.data.formats import Format, parsed
 from lightning_dpo.data.loader import leave_signals_to_the_run
 from lightning_dpo.data.rows import BadRow, Dropped, Row, located
 from lightning_dpo.data.sources import Chunk, Source
+from lightning_dpo.data.template_loss import LOSS
 from lightning_dpo.data.tokenize import Encoded, PairTokenizer
 from lightning_dpo.errors import DataError
 from lightning_dpo.ragged import Ragged
@@ -105,6 +106,7 @@ class PairStream(IterableDataset):
                 self._bad(where, answer)
             else:
                 self.counts["pairs" if isinstance(answer, Encoded) else str(answer)] += 1
+                self.counts.update(" ".join(note).strip() for note in getattr(answer, "notes", ()))
             yield row, answer
 
     def _batch(self, waiting: list[tuple[int, Encoded, Row]]) -> PairBatch:
@@ -152,8 +154,9 @@ class PairStream(IterableDataset):
                 yield source.where(number), pair
 
     def _bad(self, where: str, error: BadRow) -> None:
-        if self.stop_at_bad:
-            raise DataError(f"{located(where, error.field, str(error))}; correct it, or type data.on_bad_row=drop")
+        if self.stop_at_bad or error.kind == LOSS:
+            remedy = "" if error.kind == LOSS else "; correct it, or type data.on_bad_row=drop"
+            raise DataError(f"{located(where, error.field, str(error))}{remedy}")
         self.counts[error.kind] += 1
 
 

@@ -4,8 +4,8 @@
 2. Prompt, prompt + chosen and prompt + rejected are split at their longest common token prefix. Both responses are thus
    conditioned on the same tokens. A token merged across the border belongs to the response.
 3. Each response that is not truncated ends with exactly one end token: the chat template's end of turn (anything the
-   template prints after it is removed), or EOS if there is no template or it prints no special token. A truncated
-   response has none.
+   template prints after it is removed), or EOS if there is no template or it ends turns with no single token. A
+   truncated response has none.
 4. A tokenizer that adds a BOS gives exactly one, whether or not the template prints it too.
 5. In a response of several turns, the assistant's last turn is trained, or all of them (`turns`); the rest is context.
 6. Prompts are truncated first, on the left (`max_prompt_length`, in truncate.py), then responses on the right
@@ -14,16 +14,16 @@
 
 import os
 import re
-from collections.abc import Sequence
-from functools import cached_property
+from collections.abc import Mapping, Sequence
+from functools import cached_property, partial
 from itertools import accumulate, pairwise
-from typing import Any, Literal, NamedTuple
+from typing import Any, NamedTuple
 
 from tokenizers import Tokenizer
 from transformers import PreTrainedTokenizerBase
 
-from lightning_dpo.data.chat import Chat
-from lightning_dpo.data.rows import BadRow, Dropped, Messages, Response, Row, text_of
+from lightning_dpo.data.chat import Chat, OnLoss, Side, Turns
+from lightning_dpo.data.rows import BadRow, Dropped, Messages, Note, Response, Row, text_of
 from lightning_dpo.data.truncate import PromptEncoder, truncate_prompt
 from lightning_dpo.errors import DataError
 
@@ -35,18 +35,12 @@ FLAGS = (
 """Properties of a pair that reports count, one bit each, in this order."""
 
 
-class Side(NamedTuple):
-    """A full text and the character spans that are trained; None: everything after the prompt."""
-
-    text: str
-    spans: list[Span] | None = None
-
-
 class Encoded(NamedTuple):
     """Token ids of one pair after truncation.
 
     chosen_trained, rejected_trained: whether each response token is trained; None: all are.
     flags: bits in the order of FLAGS. tokens_cut: tokens removed from the prompt and both responses.
+    ends: the tokens that end the responses. notes: what the data page counts, of the row and of its rendering.
     """
 
     prompt: list[int]
@@ -56,6 +50,8 @@ class Encoded(NamedTuple):
     rejected_trained: list[bool] | None
     flags: int
     tokens_cut: int
+    ends: tuple[int, int]
+    notes: tuple[Note, ...] = ()
 
 
 class PairTokenizer:
@@ -66,16 +62,19 @@ class PairTokenizer:
         tokenizer: PreTrainedTokenizerBase,
         max_length: int | None = None,
         max_prompt_length: int | None = None,
-        turns: Literal["last", "all"] = "last",
+        turns: Turns = "last",
         date: str | None = None,
+        on_template_loss: OnLoss = "stop",
+        chat_template_kwargs: Mapping[str, Any] | None = None,
     ):
         self.tokenizer: Any = tokenizer  # the base class does not declare the attributes of fast tokenizers
-        self.max_length, self.max_prompt_length, self.turns = max_length, max_prompt_length, turns
-        if tokenizer.eos_token_id is None:
+        self.max_length, self.max_prompt_length = max_length, max_prompt_length
+        self.eos: int = self.tokenizer.eos_token_id
+        if self.eos is None:
             raise DataError("the tokenizer has no EOS token, so responses cannot end")
         if not tokenizer.is_fast:
             raise DataError("the tokenizer is slow and has no character offsets; save it with a tokenizer.json")
-        self.chat = Chat(tokenizer, date)
+        self.chat = Chat(tokenizer, date, turns, on_template_loss, chat_template_kwargs)
 
     def encode(self, rows: Sequence[Row]) -> list[Encoded | Dropped | BadRow]:
         """The tokens of each row, or the reason why it has none, in order.
@@ -119,33 +118,33 @@ class PairTokenizer:
     def rendered(self, row: Row) -> tuple[Side, Side, Side] | BadRow:
         """Prompt, prompt + chosen and prompt + rejected as text, or why the chat template gives none."""
         try:
-            prompt = row.prompt if isinstance(row.prompt, str) else self.chat.prompt(row.prompt)
-            return Side(prompt), self._side(row, row.chosen), self._side(row, row.rejected)
+            prompt = row.prompt if isinstance(row.prompt, str) else self.chat.prompt(row.prompt, row.options)
+            return Side(prompt, self.eos), self._side(row, row.chosen, prompt), self._side(row, row.rejected, prompt)
         except BadRow as reason:
             return reason
 
-    def _side(self, row: Row, response: Response) -> Side:
+    def _side(self, row: Row, response: Response, prompt: str) -> Side:
         if not isinstance(row.prompt, str):
-            side = Side(*self.chat.conversation(row.prompt, response))
-        elif isinstance(response, str):
-            side = Side(row.prompt + response)
-        else:
-            side = Side(row.prompt + "".join(m["content"] for m in response), _text_spans(row.prompt, response))
-        return side if side.spans is None or self.turns == "all" else side._replace(spans=side.spans[-1:])
+            return self.chat.side(row, response, prompt)
+        if isinstance(response, str):
+            return Side(prompt + response, self.eos)
+        spans = _text_spans(prompt, response)
+        return Side(
+            prompt + "".join(map(text_of, response)), self.eos, spans if self.chat.turns == "all" else spans[-1:]
+        )
 
     def _pair(self, row: Row, texts: tuple[Side, Side, Side], ids: list[list[int]]) -> Encoded:
         full_prompt = ids[0]
         split = len(os.path.commonprefix(ids))
-        encoder = PromptEncoder(self.chat.prompt, self.ids_and_offsets, self.bos)
+        encoder = PromptEncoder(partial(self.chat.prompt, options=row.options), self.ids_and_offsets, self.bos)
         merged = len(full_prompt) - split
         prompt = truncate_prompt(encoder, row, full_prompt[:split], merged, self.max_prompt_length)
         if not prompt:
             raise Dropped("no_prompt_token")
-        end = self.end_id(row)
         room = None if self.max_length is None else self.max_length - len(prompt)
         if room is not None and room <= 0:
             raise Dropped("prompt_too_long")
-        full = [_ended(side[split:], end) for side in ids[1:]]
+        full = [_ended(side[split:], text.end) for side, text in zip(ids[1:], texts[1:], strict=True)]
         chosen, rejected = (side[:room] for side in full)
         masks = [self._trained(side, split, len(r)) for side, r in ((texts[1], chosen), (texts[2], rejected))]
         if chosen == rejected and masks[0] == masks[1]:
@@ -153,7 +152,7 @@ class PairTokenizer:
         if any(mask is not None and not any(mask) for mask in masks):
             raise Dropped("nothing_trained")
         flags = {
-            "merged_border": merged > 0,
+            "merged_border": merged > 0 and all(text.text.startswith(texts[0].text) for text in texts[1:]),
             "special_token_in_text": self._holds_special(row),
             "double_bos": bool(self.bos) and full_prompt[len(self.bos) : 2 * len(self.bos)] == self.bos,
             "cut_prompt": len(prompt) < split,
@@ -164,7 +163,8 @@ class PairTokenizer:
         }
         bits = sum(flags[name] << i for i, name in enumerate(FLAGS))
         cut = split - len(prompt) + len(full[0]) - len(chosen) + len(full[1]) - len(rejected)
-        return Encoded(prompt, chosen, rejected, masks[0], masks[1], bits, cut)
+        notes = tuple(dict.fromkeys([*row.notes, *texts[1].notes, *texts[2].notes]))
+        return Encoded(prompt, chosen, rejected, masks[0], masks[1], bits, cut, (texts[1].end, texts[2].end), notes)
 
     def _trained(self, side: Side, split: int, length: int) -> list[bool] | None:
         """Whether each of the first `length` response tokens is trained: whether it overlaps a trained span."""
@@ -173,11 +173,6 @@ class PairTokenizer:
         _, offsets = self.ids_and_offsets(side.text)
         mask = [any(a < end and b > start for start, end in side.spans) for a, b in offsets[split:]]
         return (mask + [True] * (length - len(mask)))[:length]  # an end token may have been added or removed
-
-    def end_id(self, row: Row) -> int:
-        """The token that ends a response of this row."""
-        template_end = None if isinstance(row.prompt, str) else self.chat.end_of_turn.token_id
-        return self.tokenizer.eos_token_id if template_end is None else template_end
 
     @cached_property
     def bos(self) -> list[int]:

@@ -3,7 +3,7 @@
 from collections.abc import Callable
 from typing import NamedTuple
 
-from lightning_dpo.data.rows import Dropped, Messages, Row
+from lightning_dpo.data.rows import SYSTEM, Dropped, Messages, Row
 
 PROBE = "\ue000"
 """A private-use character. Where it appears in a rendered chat is where a message's content begins."""
@@ -62,14 +62,16 @@ def _without(ids: list[int], begin: int, end: int, limit: int) -> list[int]:
 
 def _without_oldest_turn(messages: Messages) -> Messages | None:
     """The system messages, and the chat from its second user message on; None if there is no such message."""
-    head = next(i for i, m in enumerate(messages) if m["role"] != "system")
+    head = next(i for i, m in enumerate(messages) if m["role"] not in SYSTEM)
     later = [i for i in range(head + 1, len(messages)) if messages[i]["role"] == "user"]
     return messages[:head] + messages[later[0] :] if later else None
 
 
 def _content_span(encoder: PromptEncoder, messages: Messages) -> tuple[int, int]:
     """Character span of the first non-system message's content in the rendered prompt."""
-    at = next(i for i, m in enumerate(messages) if m["role"] != "system")
+    at = next(i for i, m in enumerate(messages) if m["role"] not in SYSTEM)
     probed = encoder.render([*messages[:at], {**messages[at], "content": PROBE}, *messages[at + 1 :]])
-    begin = probed.index(PROBE)
+    begin = probed.find(PROBE)
+    if begin < 0:  # left out by the template
+        return 0, 0
     return begin, len(encoder.render(messages)) - (len(probed) - begin - len(PROBE))

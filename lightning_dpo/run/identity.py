@@ -35,7 +35,10 @@ MAY_CHANGE: dict[str, tuple[str, ...]] = {
 }
 """Keys (and all below them) that change no number, and where another value of them still means the same run."""
 
-ADDED: dict[str, Any] = {"export.dtype": None, "checkpoint.best": None, "checkpoint.mode": "auto"}
+ADDED: dict[str, Any] = {
+    **{"export.dtype": None, "checkpoint.best": None, "checkpoint.mode": "auto"},
+    **{"data.chat_template_kwargs": None, "data.on_template_loss": "stop"},
+}
 """Keys that runs of older versions lack, and the value that keeps their behaviour."""
 
 CHANGED_DEFAULTS: dict[tuple[str, Any, Any], tuple[str, str, str]] = {

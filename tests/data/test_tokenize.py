@@ -1,6 +1,7 @@
 """The tokenisation rule: encoded together, one split for both sides, exactly one end token, exactly one BOS."""
 
 import random
+from typing import Any
 
 import pytest
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
@@ -24,7 +25,7 @@ BOS_AND_EOS = (
 )
 
 
-def byte_level(bos: bool = False, pad: str = "<pad>", template: str | None = None) -> PreTrainedTokenizerFast:
+def byte_level(bos: bool = False, pad: str = "<pad>", template: Any = None) -> PreTrainedTokenizerFast:
     """A byte-level BPE that merges across spaces, so prompt and response often share a token."""
     bpe = Tokenizer(models.BPE())
     # No split at spaces, so merges cross every border.
@@ -242,13 +243,6 @@ def test_the_last_or_all_assistant_turns_are_trained(row, turns, trained):
         before = on
     assert [tokenizer.decode(piece) for piece in pieces] == trained
     assert answer.rejected_trained is None, "a single turn is trained to its end"
-
-
-def test_a_template_that_changes_earlier_turns_is_refused_for_several_turns():
-    kept = "{% if loop.last or m.role == 'user' %}{{ m.content }} {% endif %}"
-    forgetful = "{% for m in messages %}" + kept + "{% endfor %}"
-    with pytest.raises(BadRow, match="prints earlier turns differently"):
-        encoded(byte_level(template=forgetful), TURNS)
 
 
 def test_a_response_continues_a_final_assistant_message():

@@ -4,7 +4,7 @@ import hashlib
 import json
 import logging
 from collections import Counter
-from contextlib import ExitStack
+from contextlib import ExitStack, closing
 from pathlib import Path
 from typing import Any
 
@@ -108,8 +108,9 @@ class TokenStore:
         totals: dict[str, Any] = {"records": 0, "tokens_cut": 0, "masked": False}
         counts, kinds, notes, ends, bad = Counter(), Counter(), Counter(), set(), []
         sizes = dict.fromkeys(DTYPES, 0)
-        chunks = track(source.chunks(), f"tokenising {Path(source.path).name}", transient=True)
-        with ExitStack() as stack:
+        chunks: Any = track(source.chunks(), f"tokenising {Path(source.path).name}", transient=True)
+        # Closed here also after an error. Collected later, in a thread of another progress bar, it would wait for itself.
+        with closing(chunks), ExitStack() as stack:
             names = [*DTYPES, *(f"{side}_ends" for side in SIDES)]
             files = {name: stack.enter_context(open(folder / f"{name}.bin", "wb")) for name in names}
             for chunk in encoded_chunks(encoder, chunks, num_proc, stop_at_bad):

@@ -10,9 +10,10 @@ import torch
 from lightning_dpo import PreferenceDataModule
 from lightning_dpo.data import columns
 from lightning_dpo.data.report.facts import data_report
-from lightning_dpo.data.sources import Source
+from lightning_dpo.data.sources import Chunk, Source
 from lightning_dpo.errors import DataError
 from lightning_dpo.models import load_tokenizer
+from tests.data.test_tokenize import byte_level
 
 TEMPLATE = "{% for m in messages %}{{ m.content }} {% endfor %}"
 
@@ -167,3 +168,24 @@ def test_a_file_that_changes_while_it_is_read_is_not_kept(entries, few_reviews, 
     with pytest.raises(DataError, match="changed while it was read"):
         entries(few_reviews)
     assert not list((tmp_path / "tokens").glob("*/manifest.json"))
+
+
+def test_reading_ends_with_the_error_that_stops_it(tmp_path, monkeypatch):
+    """A progress bar that is left open may block another thread when it is collected."""
+    ended = []
+
+    def chunks(source):
+        try:
+            yield Chunk([1], [b'{"prompt": [{"role": "user", "content": "x"}], "chosen": "y", "rejected": "z"}'])
+        finally:
+            ended.append(source.path)
+
+    monkeypatch.setattr(Source, "chunks", chunks)
+    (tmp_path / "rows.jsonl").write_text("{}")
+    leaves_out = "{% for m in messages %}{{ m.role }}: {% endfor %}"
+    data = PreferenceDataModule(
+        byte_level(template=leaves_out), tmp_path / "rows.jsonl", on_bad_row="drop", cache_dir=tmp_path / "tokens"
+    )
+    with pytest.raises(DataError, match="leaves out the message of role user 'x'") as stopped:
+        data.setup()
+    assert ended and stopped.tb, "while the error, and the frames that it passed, are still there"

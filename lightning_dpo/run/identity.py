@@ -35,7 +35,11 @@ MAY_CHANGE: dict[str, tuple[str, ...]] = {
 }
 """Keys (and all below them) that change no number, and where another value of them still means the same run."""
 
-ADDED: dict[str, Any] = {"export.dtype": None, "checkpoint.best": None, "checkpoint.mode": "auto"}
+ADDED: dict[str, Any] = {
+    **{"export.dtype": None, "checkpoint.best": None, "checkpoint.mode": "auto"},
+    **{f"data.columns.{name}": name for name in ("system", "history", "input", "tools", "chat_template_kwargs")},
+    **{"data.columns.label": None, "data.label": None, "data.wrap": None, "data.join": None},
+}
 """Keys that runs of older versions lack, and the value that keeps their behaviour."""
 
 CHANGED_DEFAULTS: dict[tuple[str, Any, Any], tuple[str, str, str]] = {

@@ -4,9 +4,9 @@ A name of `data.columns` is that of a column, or else a path: `input.messages` i
 element of a list (`turns[-1]` the last), and `answers[].text` the list of that key of each element.
 """
 
+import dataclasses
 import re
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
 from functools import cache, cached_property
 from typing import Any, Literal
 
@@ -31,14 +31,14 @@ Tree = dict[Step, Any]
 """The steps that are read from a value, each with the tree below it. Below an empty tree everything is read."""
 
 
-@dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True)
 class Format:
     """How records are read. The arguments are those of PreferenceDataModule.
 
     Errors: DataError for an unknown name in `columns`, or options that contradict each other.
     """
 
-    columns: Mapping[str, str | None] = field(default_factory=dict)
+    columns: Mapping[str, str | None] = dataclasses.field(default_factory=dict)
     weight_column: str | None = None
     margin_column: str | None = None
     ranked: RankedPairs = "all"

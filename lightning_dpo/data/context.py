@@ -14,16 +14,16 @@ RESERVED = frozenset(
     (
         *("conversation", "messages", "tools", "chat_template", "add_generation_prompt", "continue_final_message"),
         *("tokenize", "padding", "truncation", "max_length", "return_tensors", "return_dict"),
-        *("return_assistant_tokens_mask", "tokenizer_kwargs"),
+        *("return_assistant_tokens_mask", "tokenizer_kwargs", "sanitize_control_tokens"),
     )
 )
 """Arguments of transformers' `apply_chat_template` that are not a row's to set."""
 
 
 class Context(NamedTuple):
-    """The context of a record, checked. `fields` are those that it has."""
+    """The context of a record, checked. `field` is the first that it has, for error messages."""
 
-    fields: tuple[str, ...]
+    field: str
     system: str
     history: Messages
     options: Mapping[str, Any]
@@ -31,8 +31,8 @@ class Context(NamedTuple):
     def around(self, row: Row) -> Row:
         """The row with its context. Errors: BadRow for a text prompt, or for another system message in the prompt."""
         if isinstance(row.prompt, str):
-            remedy = f"type data.wrap=chat to make messages of the texts, or {_ignore(self.fields[0])}"
-            raise BadRow("mixture", f"found it beside a prompt that is a text; {remedy}", self.fields[0])
+            remedy = f"type data.wrap=chat to make messages of the texts, or {_ignore(self.field)}"
+            raise BadRow("mixture", f"the prompt is a text, which has no place for it; {remedy}", self.field)
         count = next((i for i, message in enumerate(row.prompt) if message["role"] not in FIRST), len(row.prompt))
         first, turns = row.prompt[:count], row.prompt[count:]
         if self.system and not first:
@@ -51,19 +51,19 @@ def context(found: Mapping[str, Any], ignored: set[str]) -> Context | None:
 
     Errors: BadRow.
     """
-    fields = tuple(field for field in FIELDS if field in found)
-    if not fields:
+    if not any(field in found for field in FIELDS):
         return None
-    system = found.get("system", "")
+    system, history = found.get("system", ""), _history(found.get("history"), ignored)
     if not isinstance(system, str):
         raise BadRow("type", f"found {kind_of(system)}, expected a text; or {_ignore('system')}", "system")
-    options = _parsed(found, "chat_template_kwargs", dict)
+    tools, options = _parsed(found, "tools", list), _parsed(found, "chat_template_kwargs", dict)
     if taken := sorted(RESERVED & options.keys()):
         raise BadRow("type", f"{taken[0]} is not an option that a row may set; remove it", "chat_template_kwargs")
     options = {name: value for name, value in options.items() if value is not None}  # null, as a table has for absent
-    if tools := _parsed(found, "tools", list):
-        options = {"tools": tools, **options}
-    return Context(fields, encodable(system, "system"), _history(found.get("history"), ignored), options)
+    held = (field for field, value in zip(FIELDS, (system, history, tools, options), strict=True) if value)
+    options = {"tools": tools, **options} if tools else options
+    first = next(held, None)
+    return None if first is None else Context(first, encodable(system, "system"), history, options)
 
 
 def with_input(prompt: object, value: object) -> str:

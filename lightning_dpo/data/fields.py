@@ -108,7 +108,11 @@ class Format:
         """The fields that the record has; of CONTEXT those that are not empty. Errors: BadRow."""
         found = {}
         for field, name in self.names.items():
-            if name and (value := value_of(record, name)) is not ABSENT and (field in PAIR or value not in EMPTY):
+            if (
+                name
+                and (value := value_of(record, name)) is not ABSENT
+                and (field not in CONTEXT or value not in EMPTY)
+            ):
                 found[field] = value
         return found
 
@@ -161,7 +165,7 @@ def located(name: str, at: str) -> str:
     >>> located("answers[].text", "[2]"), located("prompt", "[0].content")
     ('answers[2].text', 'prompt[0].content')
     """
-    if EACH not in name:
+    if EACH not in name or not at:
         return name + at
     index, bracket, rest = at.partition("]")
     return name.replace(EACH, index + bracket, 1) + rest

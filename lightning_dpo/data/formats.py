@@ -147,11 +147,12 @@ def _products(
     """The prompt, and each chosen response beside each rejected one."""
     prompt = None if found.get("prompt") is None else checked(found["prompt"], "prompt", ignored)
     chosen, rejected = (_sides(found[field], field, ignored) for field in ("chosen", "rejected"))
-    texts = [side for _, side in (*chosen, *rejected) if isinstance(side, str)]
-    if prompt is None and len(texts) == len(chosen) + len(rejected) and not all(map(is_dialogue, texts)):
-        if "prompt" in found:
-            raise BadRow("type", "found null, expected a text or a list of messages", "prompt")
-        raise _missing("prompt", record, names)
+    if prompt is None:
+        texts = [side for _, side in (*chosen, *rejected) if isinstance(side, str)]
+        if len(texts) == len(chosen) + len(rejected) and not all(map(is_dialogue, texts)):
+            if "prompt" in found:
+                raise BadRow("type", "found null, expected a text or a list of messages", "prompt")
+            raise _missing("prompt", record, names)
     return prompt, list(product(chosen, rejected))
 
 

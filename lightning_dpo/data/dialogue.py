@@ -3,7 +3,7 @@ r"""HH-style dialogues: all turns in one text, "\n\nHuman: ...\n\nAssistant: ...
 import os
 import re
 
-from lightning_dpo.data.rows import BadRow, Messages, Response, Row
+from lightning_dpo.data.rows import BadRow, Messages, Response, Row, printable
 
 HH_ASSISTANT = "\n\nAssistant:"
 HH_TURN = re.compile(r"(\n\n(?:Human|Assistant):)")
@@ -24,6 +24,21 @@ def split_dialogue(chosen: str, rejected: str) -> Row:
         raise BadRow("mixture", f"no shared beginning ends in {HH_ASSISTANT!r}, so there is no prompt", "chosen")
     end += len(HH_ASSISTANT)
     return Row(chosen[:end], turns_of(chosen[end:], "chosen"), turns_of(rejected[end:], "rejected"))
+
+
+def messages_of(text: str, field: str) -> Messages:
+    r"""A dialogue as chat messages, without its marks and the space around its turns.
+
+    >>> messages_of("\n\nHuman: a\n\nAssistant:", "prompt")
+    [{'role': 'user', 'content': 'a'}, {'role': 'assistant', 'content': ''}]
+
+    Errors: BadRow.
+    """
+    before, *pieces = HH_TURN.split(text)
+    if before.strip() or not pieces or pieces[0] == HH_ASSISTANT:
+        raise BadRow("roles", f"found {printable(text[:20])}; a dialogue begins with '\\n\\nHuman:'", field)
+    roles = ["assistant" if mark == HH_ASSISTANT else "user" for mark in pieces[::2]]
+    return [{"role": role, "content": turn.strip()} for role, turn in zip(roles, pieces[1::2], strict=True)]
 
 
 def turns_of(text: str, field: str) -> Response:

@@ -4,61 +4,81 @@ The formats, recognised by fields and their types:
 
     prompt, chosen, rejected    texts; the whole text is prompt + response
     prompt, chosen, rejected    a prompt of messages; each response a text, an assistant message, or several turns
+    prompt, chosen, rejected    a prompt that is a text, which is the user's message, and responses of messages
     chosen, rejected            conversations of messages; the messages they share at the start are the prompt (a
-                                `prompt` may repeat those messages, or the text of the last one)
+                                `prompt` may repeat those messages, or the text of one of the user's)
     chosen, rejected            texts in HH style, "\n\nHuman: ...\n\nAssistant: ..."; the prompt is their longest
                                 common beginning that ends in "\n\nAssistant:"
     prompt, responses, ranks    a ranked list, rank 1 is best (or `scores`, the highest is best); gives several pairs
 
-Anything else raises BadRow. Other fields are ignored.
+`chosen` or `rejected` may be a list of texts or of conversations: each chosen is paired with each rejected. Where a
+record holds the fields is in fields.py, and what it holds around the prompt in context.py. Anything else raises
+BadRow. Other fields are ignored, and the notes of a row name them.
 """
 
 import difflib
 import sys
 from collections.abc import Iterator, Mapping
-from itertools import combinations, pairwise
-from typing import Any, Literal, NamedTuple
+from itertools import combinations, pairwise, product
+from typing import Any
 
-from lightning_dpo.data.dialogue import is_dialogue, split_dialogue
+from lightning_dpo.data.context import context, with_input
+from lightning_dpo.data.dialogue import is_dialogue
+from lightning_dpo.data.fields import ABSENT, Format, RankedPairs, located, value_of
+from lightning_dpo.data.label import winner
 from lightning_dpo.data.lines import as_object, parse_line
-from lightning_dpo.data.rows import BadRow, Dropped, Messages, Response, Row, checked, kind_of, printable, text_of
+from lightning_dpo.data.rows import (
+    BadRow,
+    Dropped,
+    Note,
+    Response,
+    Row,
+    checked,
+    kind_of,
+    printable,
+    text_of,
+)
+from lightning_dpo.data.shapes import Pairs, Prompt, Side, as_chat, pair_of
 from lightning_dpo.data.sources import Chunk
 from lightning_dpo.signatures import in_range
 
-COLUMNS = {name: name for name in ("prompt", "chosen", "rejected", "responses", "ranks", "scores")}
-RankedPairs = Literal["all", "best_worst", "adjacent"]
-
-
-class Format(NamedTuple):
-    """The names of the fields in the records, and the pairs that a ranked list gives."""
-
-    columns: Mapping[str, str | None] = COLUMNS
-    weight_column: str | None = None
-    margin_column: str | None = None
-    ranked: RankedPairs = "all"
-
-    def name(self, field: str) -> str | None:
-        return self.columns.get(field, field)
+SWAPPED = {"chosen": "rejected", "rejected": "chosen"}
 
 
 def parse(record: Mapping[str, Any], format: Format) -> list[Row | Dropped]:
-    """The pairs of one record: one, or those of a ranked list.
+    """The pairs of one record: one, or those of a ranked list or of several responses.
 
     Errors: BadRow.
     """
-    found = {field: record[name] for field in COLUMNS if (name := format.name(field)) and name in record}
     numbers = {
         "weight": _number(record, format.weight_column, "[0, inf)", 1.0),
         "margin": _number(record, format.margin_column, "(-inf, inf)", None),
     }
+    found, names = format.read(record), format.names
+    ignored: set[str] = set()
     try:
-        ignored: set[str] = set()
-        pairs = _ranked(found, format, ignored) if _is_ranked(found) else [_pair(found, record, format, ignored)]
+        ranked = _is_ranked(found, format)
+        if not ranked:
+            _check_present(found, record, format)
+        if format.label is not None:
+            won = winner(format.label, found["label"])
+            if won is None:
+                return [Dropped("no_preference")]
+            if won == "second":
+                names, found = format.swapped_names, {SWAPPED.get(field, field): found[field] for field in found}
+        if "input" in found:
+            found["prompt"] = with_input(found.get("prompt"), found["input"])
+        read = _ranked(found, format.ranked, ignored) if ranked else _products(found, record, names, ignored)
+        prompt, pairs = as_chat(*read, format.wrap)
+        rows = [pair_of(prompt, chosen, rejected) for chosen, rejected in pairs]
+        if (around := context(found, ignored)) is not None:
+            rows = [around.around(row) for row in rows]
     except BadRow as error:  # named as in the record
         field, bracket, rest = error.field.partition("[")
-        raise BadRow(error.kind, str(error), (format.name(field) or field) + bracket + rest) from None
-    notes = {"notes": tuple(("ignored", key) for key in sorted(ignored))}
-    return [_judged(row._replace(**numbers, **notes)) if isinstance(row, Row) else row for row in pairs]
+        raise BadRow(error.kind, str(error), located(names.get(field) or field, bracket + rest)) from None
+    ignored = {f"{key} of messages" for key in ignored}.union(format.unread(record, ranked))
+    notes = tuple(("ignored", name) for name in sorted(ignored))
+    return [_judged(row, format.join, notes, numbers) for row in rows] or [Dropped("no_preference")]
 
 
 def parsed(chunk: Chunk, format: Format) -> Iterator[tuple[int, Row | Dropped | BadRow]]:
@@ -71,92 +91,80 @@ def parsed(chunk: Chunk, format: Format) -> Iterator[tuple[int, Row | Dropped | 
             yield number, error
 
 
-def _is_ranked(found: dict[str, Any]) -> bool:
+def _is_ranked(found: dict[str, Any], format: Format) -> bool:
     """Fields that are null count as absent, because a table has every field in every row."""
     is_pair = found.get("chosen") is not None or found.get("rejected") is not None
-    if is_pair and isinstance(found.get("responses"), list):
+    is_list = found.get("responses") is not None
+    if is_list and (format.label is not None or (is_pair and isinstance(found["responses"], list))):
+        beside = "chosen/rejected" if is_pair else "data.label"
         remedy = "type data.columns.responses=null to ignore the list"
-        raise BadRow("mixture", f"found chosen/rejected beside a list of responses; {remedy}", "responses")
-    return not is_pair and found.get("responses") is not None
+        raise BadRow("mixture", f"found {beside} beside a list of responses; {remedy}", "responses")
+    return not is_pair and is_list
 
 
-def _judged(row: Row) -> Row | Dropped:
-    if row.chosen == row.rejected:
-        return Dropped("identical")
-    sides = (row.chosen, row.rejected)
-    said = [side if isinstance(side, str) else text_of(side[-1]) or side[-1].get("tool_calls") for side in sides]
-    return row if all(said) else Dropped("empty")
-
-
-def _pair(found: dict[str, Any], record: Mapping[str, Any], format: Format, ignored: set[str]) -> Row:
-    for field in ("chosen", "rejected"):
+def _check_present(found: dict[str, Any], record: Mapping[str, Any], format: Format) -> None:
+    """Errors: BadRow for a record without a field that its pair needs."""
+    lists = format.names["responses"] not in (None, "responses") and "chosen" not in found
+    renamed = format.names["prompt"] not in (None, "prompt")
+    needed = ("responses",) if lists else ("chosen", "rejected", *(("prompt",) if renamed else ()))
+    for field in (*needed, *(("label",) if format.label is not None else ())):
         if field not in found:
-            raise _missing(field, record, format)
-    name = format.name("prompt")
-    if name not in (None, "prompt") and name not in record:
-        raise _missing("prompt", record, format)
-    prompt = checked(found["prompt"], "prompt", ignored) if "prompt" in found else None
-    chosen, rejected = (checked(found[field], field, ignored) for field in ("chosen", "rejected"))
-    if prompt is None and isinstance(chosen, str) and isinstance(rejected, str):
-        if not (is_dialogue(chosen) and is_dialogue(rejected)):
-            raise _missing("prompt", record, format)
-        return split_dialogue(chosen, rejected)
-    if isinstance(prompt, str) and isinstance(chosen, str) and isinstance(rejected, str):
-        if is_dialogue(prompt) and chosen.startswith(prompt) and rejected.startswith(prompt):
-            remedy = "type data.columns.prompt=null to split them"
-            raise BadRow("mixture", f"both responses repeat the whole dialogue of the prompt; {remedy}", "prompt")
-        return Row(prompt, chosen, rejected)
-    if isinstance(prompt, list) and not (_begins(chosen, prompt) and _begins(rejected, prompt)):
-        _check_prompt(prompt)
-        return Row(prompt, _response(chosen, "chosen"), _response(rejected, "rejected"))
-    return _conversations(prompt, chosen, rejected)
+            raise _missing(field, record, format.names)
 
 
-def _conversations(prompt: str | Messages | None, chosen: Response, rejected: Response) -> Row:
-    """Two whole conversations. The messages that they share at the start are the prompt."""
-    if isinstance(chosen, str) or isinstance(rejected, str):
-        field = "chosen" if isinstance(chosen, str) else "rejected"
-        raise BadRow("mixture", "found a text, but the other fields hold messages; use one kind for all", field)
-    shared = len(prompt) if isinstance(prompt, list) else _shared(chosen, rejected)
-    messages, sides = chosen[:shared], {"chosen": chosen[shared:], "rejected": rejected[shared:]}
-    for field, side in sides.items():
-        if not side or side[0]["role"] != "assistant":
-            found = f"the {side[0]['role']}'s turn" if side else "nothing"
-            raise BadRow("mixture", f"found {found} after {shared} shared messages, expected the assistant's", field)
-    if not messages:
-        raise BadRow("mixture", "the conversations share no message at the start, so there is no prompt", "chosen")
-    if isinstance(prompt, str) and text_of(messages[-1]).strip() != prompt.strip():
-        raise BadRow("mixture", "found a text that is not the last message that both sides share", "prompt")
-    _check_prompt(messages)
-    return Row(messages, _response(sides["chosen"], "chosen"), _response(sides["rejected"], "rejected"))
+def _judged(row: Row, join: str | None, notes: tuple[Note, ...], numbers: dict[str, Any]) -> Row | Dropped:
+    """The whole row, or why no loss can learn from it."""
+    chosen, rejected = row.chosen, row.rejected
+    if chosen == rejected:
+        return Dropped("identical")
+    for side in (chosen, rejected):
+        if not (side if isinstance(side, str) else text_of(side[-1]) or side[-1].get("tool_calls")):
+            return Dropped("empty")
+    if _turns(chosen) != _turns(rejected):
+        notes = (*notes, ("unequal_turns", ""))
+    if isinstance(row.prompt, str):
+        notes = (*notes, ("text", ""))
+        if join is not None:
+            chosen, rejected = (_joined(row.prompt, side, join) for side in (chosen, rejected))
+    return row._replace(chosen=chosen, rejected=rejected, notes=notes, **numbers)
 
 
-def _shared(chosen: Messages, rejected: Messages) -> int:
-    """How many messages both share at the start, without the last one of the shorter conversation."""
-    most = min(len(chosen), len(rejected)) - 1
-    return next((i for i in range(most) if chosen[i] != rejected[i]), most)
+def _turns(side: Response) -> int:
+    return 1 if isinstance(side, str) else sum(message["role"] == "assistant" for message in side)
 
 
-def _begins(side: Response, prompt: Messages) -> bool:
-    return isinstance(side, list) and len(side) > len(prompt) and side[: len(prompt)] == prompt
+def _joined(prompt: str, side: Response, join: str) -> Response:
+    """A response with `join` before it, unless it or the prompt has a space there."""
+    if not isinstance(side, str):
+        return [{**side[0], "content": _joined(prompt, text_of(side[0]), join)}, *side[1:]]
+    spaced = not prompt or not side or prompt[-1].isspace() or side[0].isspace()
+    return side if spaced else join + side
 
 
-def _check_prompt(prompt: Messages) -> None:
-    if prompt[-1]["role"] == "system":
-        raise BadRow("roles", "the last message is the system's, so there is nothing to respond to", "prompt")
+def _products(
+    found: dict[str, Any], record: Mapping[str, Any], names: Mapping[str, str | None], ignored: set[str]
+) -> tuple[Prompt, Pairs]:
+    """The prompt, and each chosen response beside each rejected one."""
+    prompt = None if found.get("prompt") is None else checked(found["prompt"], "prompt", ignored)
+    chosen, rejected = (_sides(found[field], field, ignored) for field in ("chosen", "rejected"))
+    if prompt is None:
+        texts = [side for _, side in (*chosen, *rejected) if isinstance(side, str)]
+        if len(texts) == len(chosen) + len(rejected) and not all(map(is_dialogue, texts)):
+            if "prompt" in found:
+                raise BadRow("type", "found null, expected a text or a list of messages", "prompt")
+            raise _missing("prompt", record, names)
+    return prompt, list(product(chosen, rejected))
 
 
-def _response(side: Response, field: str) -> Response:
-    """One turn as its text if it has nothing else, otherwise messages."""
-    if isinstance(side, str):
-        return side
-    for message, verb in ((side[0], "begins"), (side[-1], "ends")):
-        if message["role"] != "assistant":
-            raise BadRow("roles", f"{verb} with the {message['role']}'s message; expected the assistant's", field)
-    return side[0]["content"] if len(side) == 1 and len(side[0]) == 2 else side
+def _sides(value: Any, field: str, ignored: set[str]) -> list[Side]:
+    """One response, or those of a list whose elements are texts or conversations."""
+    if not isinstance(value, list) or all(isinstance(element, dict) for element in value):
+        return [(field, checked(value, field, ignored))]
+    return [(at := f"{field}[{i}]", checked(element, at, ignored)) for i, element in enumerate(value)]
 
 
-def _ranked(found: dict[str, Any], format: Format, ignored: set[str]) -> list[Row | Dropped]:
+def _ranked(found: dict[str, Any], choice: RankedPairs, ignored: set[str]) -> tuple[Prompt, Pairs]:
+    """The prompt, and pairs of a better and a worse response."""
     if "prompt" not in found:
         raise BadRow("missing", "field 'prompt' is missing beside the responses", "prompt")
     keys = [key for key in ("ranks", "scores") if found.get(key) is not None]
@@ -172,34 +180,22 @@ def _ranked(found: dict[str, Any], format: Format, ignored: set[str]) -> list[Ro
         if not _is_number(value):
             raise BadRow("type", f"found {printable(value)}, expected numbers", keys[0])
     prompt = checked(found["prompt"], "prompt", ignored)
-    texts = [_one_response(prompt, r, f"responses[{i}]", ignored) for i, r in enumerate(responses)]
-    if isinstance(prompt, list):
-        _check_prompt(prompt)
-    best_first = sorted(zip(values, texts, strict=True), key=lambda x: x[0] if keys[0] == "ranks" else -x[0])
+    sides = [(at := f"responses[{i}]", checked(response, at, ignored)) for i, response in enumerate(responses)]
+    best_first = sorted(zip(values, sides, strict=True), key=lambda x: x[0] if keys[0] == "ranks" else -x[0])
     choices = {
         "all": list(combinations(best_first, 2)),
         "adjacent": list(pairwise(best_first)),
         "best_worst": [(best_first[0], best_first[-1])],
-    }[format.ranked]
-    pairs = [Row(prompt, better[1], worse[1]) for better, worse in choices if better[0] != worse[0]]
-    return [*pairs] or [Dropped("no_preference")]
-
-
-def _one_response(prompt: str | Messages, response: object, field: str, ignored: set[str]) -> str:
-    side = _response(checked(response, field, ignored), field)
-    if not isinstance(side, str):
-        raise BadRow("mixture", "found several messages, expected a text or one assistant message", field)
-    if isinstance(prompt, str) and not isinstance(response, str):
-        raise BadRow("mixture", "found messages beside a text prompt; use text or messages for both", field)
-    return side
+    }[choice]
+    return prompt, [(better[1], worse[1]) for better, worse in choices if better[0] != worse[0]]
 
 
 def _number(record: Mapping[str, Any], column: str | None, interval: str, default: float | None) -> float | None:
     if column is None:
         return default
-    if column not in record:
+    value = value_of(record, column)
+    if value is ABSENT:
         raise BadRow("missing", f"the field is missing; found {_fields(record)}", column)
-    value = record[column]
     if not _is_number(value) or not in_range(value, interval):
         raise BadRow("type", f"found {printable(value)}, expected a number in {interval}", column)
     return float(value)
@@ -214,9 +210,9 @@ def _fields(record: Mapping[str, Any]) -> str:
     return ", ".join(printable(key, 30) for key in list(record)[:12]) or "no fields"
 
 
-def _missing(field: str, record: Mapping[str, Any], format: Format) -> BadRow:
-    name = format.name(field) or field
-    unused = [key for key in record if key not in format.columns.values()]
-    near = difflib.get_close_matches(str(name), unused, n=1, cutoff=0.7)
+def _missing(field: str, record: Mapping[str, Any], names: Mapping[str, str | None]) -> BadRow:
+    name = names[field] or field
+    unused = [key for key in record if key not in names.values()]
+    near = difflib.get_close_matches(name, unused, n=1, cutoff=0.7)
     hint = f"; type data.columns.{field}={printable(near[0])[1:-1]} if that is it" if near else ""
     return BadRow("missing", f"field {name!r} is missing; found {_fields(record)}{hint}", field)

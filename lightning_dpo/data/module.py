@@ -13,7 +13,7 @@ from transformers import PreTrainedTokenizerBase
 from lightning_dpo.batch import PairBatch
 from lightning_dpo.data.chat import OnLoss, template_text
 from lightning_dpo.data.columns import RowEncoder
-from lightning_dpo.data.formats import COLUMNS, Format, RankedPairs
+from lightning_dpo.data.fields import Format, RankedPairs
 from lightning_dpo.data.loader import check_trainer, default_workers, loader
 from lightning_dpo.data.position import Limits, Position
 from lightning_dpo.data.sampler import EpochSampler
@@ -44,8 +44,11 @@ class PreferenceDataModule(L.LightningDataModule):
         max_prompt_length: longest prompt, tokens. Truncated on the left, after the system message. None: no limit.
         turns: which assistant turns of a multi-turn response are trained.
         ranked: which pairs a ranked list of responses gives.
-        columns: names of the fields prompt, chosen, rejected, responses, ranks, scores; None ignores a field.
-        weight_column, margin_column: fields with a number per row, for the loss.
+        columns: names of the fields, see `Format`: columns or paths such as `input.messages`; None ignores a field.
+        label: values `{first, second}` of the column `label`: the first prefers `chosen`, the second `rejected`.
+        wrap: "chat" makes messages of texts: the prompt is the user's, the responses are the assistant's.
+        join: text between a text prompt and its responses where neither has a space.
+        weight_column, margin_column: columns or paths with a number per row, for the loss.
         subset, split, revision: of hub data sets in `train` that do not name their own; validation names its own.
         streaming: tokenise during training and keep nothing, for data sets larger than the disk.
         on_bad_row: stop at rows that are not preference pairs, or drop and count them.
@@ -75,6 +78,9 @@ class PreferenceDataModule(L.LightningDataModule):
         turns: Literal["last", "all"] = "last",
         ranked: RankedPairs = "all",
         columns: dict[str, str | None] | None = None,
+        label: dict[str, Any] | None = None,
+        wrap: Literal["chat"] | None = None,
+        join: str | None = None,
         weight_column: str | None = None,
         margin_column: str | None = None,
         subset: str | None = None,
@@ -93,7 +99,7 @@ class PreferenceDataModule(L.LightningDataModule):
         seed: int = 0,
     ):
         super().__init__()
-        checked = {"val": val, "turns": turns, "ranked": ranked, "on_bad_row": on_bad_row}
+        checked = {"val": val, "turns": turns, "ranked": ranked, "wrap": wrap, "on_bad_row": on_bad_row}
         checked |= {"on_template_loss": on_template_loss, "chat_template_kwargs": chat_template_kwargs}
         check_arguments(PreferenceDataModule, checked, allow_missing=True)
         self.tokenizer = load_tokenizer(tokenizer) if isinstance(tokenizer, str | Path) else tokenizer
@@ -102,7 +108,7 @@ class PreferenceDataModule(L.LightningDataModule):
         self.encoder = PairTokenizer(
             self.tokenizer, max_length, max_prompt_length, turns, date, on_template_loss, chat_template_kwargs
         )
-        self.format = Format(_columns(columns or {}), weight_column, margin_column, ranked)
+        self.format = Format(columns or {}, weight_column, margin_column, ranked, label, wrap, join)
         self.store, self.num_proc, self.stop_at_bad = TokenStore(cache_dir), num_proc, on_bad_row == "stop"
         self.train, self.val, self.streaming = train, val, streaming
         self.hub = {"subset": subset, "split": split, "revision": revision}
@@ -144,8 +150,8 @@ class PreferenceDataModule(L.LightningDataModule):
         encoder = RowEncoder(self.format, self.encoder)
         pairs = PairSet([self.store.get(source, encoder, self.num_proc, self.stop_at_bad) for source in found])
         if len(pairs) == 0:
-            dropped = sum((Counter(part.manifest["dropped"]) for part in pairs.parts), Counter())
-            raise DataError(f"{setting}: no usable pairs; dropped: {dict(dropped)}")
+            counts = (part.manifest[name] for part in pairs.parts for name in ("dropped", "bad_kinds"))
+            raise DataError(f"{setting}: no usable pairs; dropped: {dict(sum(map(Counter, counts), Counter()))}")
         return pairs
 
     def sets(self) -> dict[str, PairSet]:
@@ -246,9 +252,3 @@ class PreferenceDataModule(L.LightningDataModule):
         pairs = None if self.train_pairs is None else len(self._order(self.train_pairs))
         self.position = Position.restored(state_dict, self.limits, pairs)
         self.stream_counts = Counter(state_dict["stream_counts"])
-
-
-def _columns(names: Mapping[str, str | None]) -> dict[str, str | None]:
-    if unknown := set(names) - set(COLUMNS):
-        raise DataError(f"data.columns: unknown {', '.join(sorted(unknown))}; allowed: {', '.join(COLUMNS)}")
-    return {**COLUMNS, **names}

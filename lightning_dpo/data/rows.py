@@ -1,6 +1,7 @@
 """Preference pairs as text, and the exceptions for rows that give no pair."""
 
 import json
+import re
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
@@ -16,6 +17,10 @@ SYSTEM = ("system", "developer")
 ROLES = (*SYSTEM, "user", "assistant", "tool")
 KEYS = ("name", "tool_calls", "tool_call_id", "reasoning", "reasoning_content", "thinking")
 """Keys of a message that reach the chat template beside role and content. All others are ignored and counted."""
+EMPTY = (None, "", [], {})
+"""Values that hold nothing, so ignoring them loses nothing: a table has every field in every row."""
+MESSAGES_AS_TEXT = re.compile(r"\s*\[?\s*\{")
+"""How the JSON text of messages begins."""
 
 
 class Row(NamedTuple):
@@ -109,6 +114,9 @@ def checked(value: Any, field: str, ignored: set[str]) -> str | Messages:
     Errors: BadRow.
     """
     if isinstance(value, str):
+        if MESSAGES_AS_TEXT.match(value) and _holds_messages(value):
+            remedy = "store the list itself in this column, not its text"
+            raise BadRow("json_text", f"found the JSON text of messages; {remedy}", field)
         return encodable(value, field)
     if isinstance(value, dict) and "role" in value:
         return [_message(value, field, ignored)]
@@ -117,6 +125,16 @@ def checked(value: Any, field: str, ignored: set[str]) -> str | Messages:
     if not value:
         raise BadRow("empty_messages", "the list of messages is empty", field)
     return [_message(message, f"{field}[{i}]", ignored) for i, message in enumerate(value)]
+
+
+def _holds_messages(text: str) -> bool:
+    """Whether a text is the JSON of a message or of a list of them, with role and content or with from and value."""
+    try:
+        read = json.loads(text)
+    except (ValueError, RecursionError):
+        return False
+    first = read[0] if isinstance(read, list) and read else read
+    return isinstance(first, dict) and any(keys <= set(first) for keys in ({"role", "content"}, {"from", "value"}))
 
 
 def _message(message: Any, field: str, ignored: set[str]) -> Message:
@@ -131,8 +149,8 @@ def _message(message: Any, field: str, ignored: set[str]) -> Message:
     read = {"role": role, "content": _content(message, field)}
     for key, value in message.items():
         if key in KEYS and value:
-            read[key] = _json(value, f"{field}.{key}")
-        elif key not in ("role", "content") and value is not None:
+            read[key] = as_json(value, f"{field}.{key}")
+        elif key not in ("role", "content") and value not in EMPTY:
             ignored.add(key)
     return read
 
@@ -156,9 +174,14 @@ def _part(part: Any, field: str) -> str:
     return text
 
 
-def _json(value: Any, field: str) -> Any:
+def as_json(value: Any, field: str) -> Any:
     """A value for the chat template, if all of its text can be encoded."""
-    encodable(json.dumps(value, ensure_ascii=False), field)
+    try:
+        encodable(json.dumps(value, ensure_ascii=False), field)
+    except (TypeError, ValueError, RecursionError) as error:
+        if isinstance(error, BadRow):
+            raise
+        raise BadRow("type", f"found a value that JSON cannot hold: {error}", field) from None
     return value
 
 

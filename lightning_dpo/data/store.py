@@ -109,7 +109,7 @@ class TokenStore:
         counts, kinds, notes, ends, bad = Counter(), Counter(), Counter(), set(), []
         sizes = dict.fromkeys(DTYPES, 0)
         chunks: Any = track(source.chunks(), f"tokenising {Path(source.path).name}", transient=True)
-        # Closed here also after an error. Collected later, in a thread of another progress bar, it would wait for itself.
+        # Closed here also after an error: collected later, in a thread of another progress bar, it might never end.
         with closing(chunks), ExitStack() as stack:
             names = [*DTYPES, *(f"{side}_ends" for side in SIDES)]
             files = {name: stack.enter_context(open(folder / f"{name}.bin", "wb")) for name in names}
@@ -162,10 +162,7 @@ def content_key(source: Source, encoder: RowEncoder) -> dict[str, Any]:
         "format": FORMAT,
         "source": source.content(),
         "tokenizer": hashlib.sha256("\0".join(spelled).encode()).hexdigest(),
-        "columns": dict(encoder.format.columns),
-        "weight_column": encoder.format.weight_column,
-        "margin_column": encoder.format.margin_column,
-        "ranked": encoder.format.ranked,
+        **encoder.format.key(),
         "turns": chat.turns,
         "date": chat.date,
         "max_length": pairs.max_length,

@@ -38,6 +38,8 @@ MAY_CHANGE: dict[str, tuple[str, ...]] = {
 ADDED: dict[str, Any] = {
     **{"export.dtype": None, "checkpoint.best": None, "checkpoint.mode": "auto"},
     **{"data.chat_template_kwargs": None, "data.on_template_loss": "stop"},
+    **{f"data.columns.{name}": name for name in ("system", "history", "input", "tools", "chat_template_kwargs")},
+    **{"data.columns.label": None, "data.label": None, "data.wrap": None, "data.join": None},
 }
 """Keys that runs of older versions lack, and the value that keeps their behaviour."""
 

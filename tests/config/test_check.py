@@ -20,7 +20,7 @@ FILL_IN = {
     "optimizer=custom": ["optimizer._target_=torch.optim.SGD"],
     "scheduler=custom": ["scheduler._target_=torch.optim.lr_scheduler.StepLR", "+scheduler.step_size=3"],
     "model=hf": ["model.path=org/name"],
-    "data=jsonl": ["data.train=pairs.jsonl"],
+    **{f"data={name}": ["data.train=pairs.jsonl"] for name in ("jsonl", "openai")},
 }
 
 

@@ -1,5 +1,7 @@
 """Every recognised format of a record becomes the same kind of row."""
 
+import json
+
 import pytest
 
 from lightning_dpo.data.formats import Format, parse
@@ -10,12 +12,19 @@ MORE = {"role": "user", "content": "sure?"}
 SYSTEM = {"role": "system", "content": "be short"}
 FOUR = {"role": "assistant", "content": "4"}
 FIVE = {"role": "assistant", "content": "5"}
+CALL = {"role": "assistant", "content": None, "tool_calls": [{"function": {"name": "add", "arguments": {"n": [2, 2]}}}]}
 
 
 def only(**record) -> Row:
-    (row,) = parse(record, Format())
-    assert isinstance(row, Row)
+    (row,) = rows_of(record)
     return row
+
+
+def rows_of(record, **options) -> list[Row]:
+    """The rows of a record, without their notes."""
+    rows = parse(record, Format(**options))
+    assert all(isinstance(row, Row) for row in rows)
+    return [row._replace(notes=()) for row in rows]
 
 
 @pytest.mark.parametrize(
@@ -35,6 +44,37 @@ def only(**record) -> Row:
         "conversations beside the text of their prompt": (
             dict(prompt="2 + 2?", chosen=[SYSTEM, USER, FOUR], rejected=[SYSTEM, USER, FIVE]),
             Row([SYSTEM, USER], "4", "5"),
+        ),
+        "a text prompt, messages": (dict(prompt="2 + 2?", chosen=[FOUR], rejected=[FIVE]), Row([USER], "4", "5")),
+        "a text prompt, one message": (dict(prompt="2 + 2?", chosen=FOUR, rejected="5"), Row([USER], "4", "5")),
+        "conversations beside the text of their first turn": (
+            dict(prompt="2 + 2?", chosen=[USER, FOUR, MORE, FOUR], rejected=[USER, FOUR, MORE, FIVE]),
+            Row([USER, FOUR, MORE], "4", "5"),
+        ),
+        "conversations beside null": (
+            dict(prompt=None, chosen=[USER, FOUR], rejected=[USER, FIVE]),
+            Row([USER], "4", "5"),
+        ),
+        "conversations that begin with a greeting": (
+            dict(prompt="2 + 2?", chosen=[FIVE, USER, FOUR], rejected=[FIVE, USER, FIVE]),
+            Row([FIVE, USER], "4", "5"),
+        ),
+        "text parts": (
+            dict(prompt=[{**USER, "content": [{"type": "text", "text": "2 + 2?"}]}], chosen=FOUR, rejected=FIVE),
+            Row([USER], "4", "5"),
+        ),
+        "a developer": (
+            dict(prompt=[{**SYSTEM, "role": "developer"}, USER], chosen="4", rejected="5"),
+            Row([{**SYSTEM, "role": "developer"}, USER], "4", "5"),
+        ),
+        "a tool call": (dict(prompt=[USER], chosen=[CALL], rejected="5"), Row([USER], [CALL], "5")),
+        "reasoning": (
+            dict(prompt=[USER], chosen={**FOUR, "reasoning_content": "count"}, rejected=FIVE),
+            Row([USER], [{**FOUR, "reasoning_content": "count"}], "5"),
+        ),
+        "HH dialogues beside null": (
+            dict(prompt=None, chosen="\n\nHuman: a\n\nAssistant: b", rejected="\n\nHuman: a\n\nAssistant: c"),
+            Row("\n\nHuman: a\n\nAssistant:", " b", " c"),
         ),
         "conversations, later turn": (
             dict(chosen=[USER, FOUR, MORE, FOUR], rejected=[USER, FOUR, MORE, FIVE]),
@@ -96,15 +136,81 @@ def test_a_tie_in_a_ranking_gives_no_pair():
     assert str(parse({"prompt": "q", "responses": ["a", "b"], "ranks": [1, 1]}, Format())[0]) == "no_preference"
 
 
+def test_every_chosen_is_paired_with_every_rejected():
+    rows = rows_of(dict(prompt="q", chosen=["a", "b"], rejected=["x", "y"]))
+    assert [(row.chosen, row.rejected) for row in rows] == [("a", "x"), ("a", "y"), ("b", "x"), ("b", "y")]
+    conversations = dict(chosen=[USER, FOUR], rejected=[[USER, FIVE], [USER, CALL]])
+    assert [row.rejected for row in rows_of(conversations)] == ["5", [CALL]]
+
+
+def test_a_ranked_list_of_messages_may_hold_all_that_a_response_may():
+    ranked = dict(prompt="2 + 2?", responses=[[CALL], "4", [FIVE]], scores=[3, 2, 1])
+    assert [(row.prompt, row.chosen, row.rejected) for row in rows_of(ranked, ranked="adjacent")] == [
+        ([USER], [CALL], "4"),
+        ([USER], "4", "5"),
+    ]
+
+
+def test_wrap_makes_messages_of_texts_and_of_dialogues():
+    assert rows_of(dict(prompt="2 + 2?", chosen="4", rejected="5"), wrap="chat") == [Row([USER], "4", "5")]
+    talk = "\n\nHuman: 2 + 2?\n\nAssistant:"
+    for record in (dict(prompt=talk, chosen=" 4", rejected=" 5"), dict(chosen=f"{talk} 4", rejected=f"{talk} 5")):
+        assert rows_of(record, wrap="chat") == [Row([USER], "4", "5")]
+    ranked = dict(prompt=f"{talk} ", responses=["4", "5"], ranks=[1, 2])
+    assert rows_of(ranked, wrap="chat") == [Row([USER], "4", "5")]
+    messages = dict(prompt="2 + 2?", chosen=[SYSTEM, USER, FOUR], rejected=[SYSTEM, USER, FIVE])
+    assert rows_of(messages, wrap="chat") == rows_of(messages) == [Row([SYSTEM, USER], "4", "5")]
+    with pytest.raises(BadRow, match="a dialogue begins with"):
+        parse(dict(prompt=f"review{talk}", chosen="4", rejected="5"), Format(wrap="chat"))
+
+
+def test_join_is_put_where_neither_side_has_a_space():
+    def joined(prompt, chosen, rejected="no", **record):
+        (row,) = rows_of(dict(prompt=prompt, chosen=chosen, rejected=rejected, **record), join=" ")
+        return row.prompt, row.chosen, row.rejected
+
+    assert joined("q", "a", "\nb") == ("q", " a", "\nb")
+    assert joined("q ", "a") == ("q ", "a", "no") and joined("", "a") == ("", "a", "no")
+    ranked = rows_of(dict(prompt="q", responses=["a", " b"], ranks=[2, 1]), join="\n")
+    assert ranked == [Row("q", " b", "\na")]
+    assert rows_of(dict(prompt=[USER], chosen="4", rejected="5"), join=" ") == [Row([USER], "4", "5")]
+    assert str(parse(dict(prompt="q", chosen="", rejected="b"), Format(join=" "))[0]) == "empty"
+
+
+def test_what_is_not_read_is_noted():
+    message = {**FOUR, "index": 1, "name": "", "weight": None}
+    record = dict(prompt=[USER], chosen=[message], rejected=[FIVE], id=0, note="", source="x", tags=[], scores=[1, 2])
+    (row,) = parse(record, Format())
+    assert row.notes == tuple(("ignored", name) for name in ("id", "index of messages", "scores", "source"))
+    (row,) = parse(dict(chosen=[USER, FOUR, MORE, FOUR], rejected=[USER, FIVE]), Format())
+    assert row.notes == (("unequal_turns", ""),)
+    assert parse(dict(prompt="q", chosen="a", rejected="b"), Format())[0].notes == (("text", ""),)
+
+
+@pytest.mark.parametrize("field", ["prompt", "chosen", "responses"])
+@pytest.mark.parametrize("text", [json.dumps([USER, FOUR]), json.dumps(USER), '[ {"from": "human", "value": "a"}]'])
+def test_the_json_text_of_messages_is_no_text(field, text):
+    record = {"prompt": "q", "chosen": "a", "rejected": "b", field: text}
+    if field == "responses":
+        record = {"prompt": "q", "responses": ["a", text], "ranks": [1, 2]}
+    with pytest.raises(BadRow, match="found the JSON text of messages; store the list itself"):
+        parse(record, Format())
+
+
+@pytest.mark.parametrize("text", ['{"role": "admin", "name": "anna"}', "[{role: user}]", "{ } is empty", "[]", "{"])
+def test_other_json_is_a_text(text):
+    assert only(prompt="q", chosen=text, rejected="b") == Row("q", text, "b")
+
+
 def test_columns_map_names_and_null_ignores_a_field():
     columns = {"prompt": "question", "chosen": "good", "rejected": "bad", "responses": None}
     record = dict(question="q", good="a", bad="b", responses=["x"], prompt=3)
-    assert parse(record, Format(columns=columns)) == [Row("q", "a", "b")]
+    assert rows_of(record, columns=columns) == [Row("q", "a", "b")]
 
 
 def test_weight_and_margin_come_from_the_configured_columns():
     record = dict(prompt="q", chosen="a", rejected="b", w=2, m=-0.5)
-    assert parse(record, Format(weight_column="w", margin_column="m")) == [Row("q", "a", "b", weight=2.0, margin=-0.5)]
+    assert rows_of(record, weight_column="w", margin_column="m") == [Row("q", "a", "b", weight=2.0, margin=-0.5)]
 
 
 @pytest.mark.parametrize(("column", "value"), [("w", -1), ("w", "2"), ("w", None), ("w", True), ("m", float("inf"))])

@@ -76,7 +76,10 @@ REFUSED = {
     "chosen is a number": (row(chosen=7), "'chosen': found a number"),
     "chosen is true": (row(chosen=True), "'chosen': found true/false"),
     "chosen is an object": (row(chosen={"text": "a"}), "'chosen': found an object"),
-    "chosen is a list of texts": (row(chosen=["a"]), r"chosen\[0\].*found a text, expected a message"),
+    "chosen is a list of texts and numbers": (row(chosen=["a", 3]), r"chosen\[1\]': found a number, expected a text"),
+    "messages as JSON text": (row(chosen=json.dumps([BOT])), "'chosen': found the JSON text of messages"),
+    "a system message beside a text": (row(system="scene"), "'system': the prompt is a text.* type data.wrap=chat"),
+    "tools beside a text": (row(tools=[{"name": "f"}]), "'tools': the prompt is a text.*data.columns.tools=null"),
     # messages
     "unknown role": (chat([{"role": "bot", "content": "a"}], "b", "c"), r"prompt\[0\].*role 'bot'; allowed: system"),
     "role is missing": (chat([{"content": "a"}], "b", "c"), "role None; allowed"),
@@ -92,9 +95,9 @@ REFUSED = {
     "response by the user": (chat([USER], [USER], "c"), "begins with the user's message; expected the assistant's"),
     "response ends with the user": (chat([USER], [BOT, USER], "c"), "ends with the user's message"),
     # mixtures
-    "text prompt, messages": (row(chosen=[BOT], rejected=[OTHER]), "the conversations share no message at the start"),
+    "text prompt, a user's response": (row(chosen=[USER], rejected=[OTHER]), "begins with the user's message"),
     "text beside a conversation": (talk([USER, BOT], "c"), "found a text, but the other fields hold messages"),
-    "prompt is not the last message": (chat("scene", [USER, BOT], [USER, OTHER]), "not the last message that both"),
+    "prompt is not the last message": (chat("scene", [USER, BOT], [USER, OTHER]), "none of the user's messages"),
     "nothing shared": (talk([USER, BOT], [ASK, OTHER]), "found the user's turn after 0 shared messages, expected the"),
     "users differ after a turn": (talk([USER, BOT, USER, BOT], [USER, BOT, ASK, BOT]), "user's turn after 2 shared"),
     "two formats at once": (ranked(chosen="a", rejected="b"), "data.columns.responses=null"),
@@ -157,6 +160,10 @@ TRAINED = {
     "ranked list": (ranked(), 5),
     "ranked by scores, one tie": (ranked(ranks="absent", scores=[0.5, 0.5, 2.0]), 4),
     "whitespace response": (row(chosen=" "), 3),
+    "text prompt, messages": (row(chosen=[BOT], rejected=[OTHER]), 3),
+    "several rejected": (row(rejected=[" dull plot", " weak plot"]), 4),
+    "empty context": (row(system="", tools="[]", history=[], input=None, chat_template_kwargs={"x": None}), 3),
+    "an input": (row(input="plot"), 3),
 }
 
 

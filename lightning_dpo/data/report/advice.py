@@ -2,6 +2,8 @@
 
 from typing import Any
 
+from lightning_dpo.data.report.notes import warned
+
 LENGTH_BIAS = 0.1
 """How far the accuracy of preferring the longer response may be from 0.5."""
 SHARE = 0.01
@@ -12,6 +14,12 @@ def warnings(report: dict[str, Any]) -> list[str]:
     """Sentences for people. The numbers behind them are in the report."""
     found = [warning for source in report["sources"] for warning in _of_source(source)]
     found += [warning for name, described in report["sets"].items() for warning in _of_set(name, described)]
+    texts = sum(rows for source in report["sources"] for kind, _, rows in source["notes"] if kind == "text")
+    if texts and report["chat_template"]:
+        found.append(
+            f"{texts:,} rows are texts, so the tokenizer's chat template is not used; type data.wrap=chat to make "
+            "messages of them, if the model is to chat"
+        )
     split = "type data.val=0.05 for a split by prompt, or remove them from one side"
     for name, shared in report["shared_with_train"].items():
         prompts = report["sets"][name]["prompts"]
@@ -40,7 +48,7 @@ def _of_source(source: dict[str, Any]) -> list[str]:
             f"{dropped['no_prompt_token']:,} pairs dropped because no token precedes their responses; "
             "add a prompt, or use a tokenizer with a BOS"
         )
-    return [f"{source['path']}: {warning}" for warning in found]
+    return [f"{source['path']}: {warning}" for warning in [*found, *warned(source)]]
 
 
 def _of_set(name: str, described: dict[str, Any]) -> list[str]:
@@ -68,5 +76,7 @@ def _of_set(name: str, described: dict[str, Any]) -> list[str]:
             f"in {n:,} pairs both responses repeat the prompt, so the model reads it twice; remove it from them"
         )
     if (n := described["no_space"]) > SHARE * pairs:
-        found.append(f"in {n:,} pairs the prompt's last word runs into the response; add the missing space to the data")
+        found.append(
+            f"in {n:,} pairs the prompt's last word runs into the response; type 'data.join=\" \"' or add the space"
+        )
     return [f"{name}: {warning}" for warning in found]

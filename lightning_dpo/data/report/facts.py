@@ -11,6 +11,7 @@ from transformers import PreTrainedTokenizerBase
 from lightning_dpo.data.columns import SIDES
 from lightning_dpo.data.module import PreferenceDataModule
 from lightning_dpo.data.report.advice import warnings
+from lightning_dpo.data.report.notes import ignored
 from lightning_dpo.data.sets import PairSet
 from lightning_dpo.data.store import TokenisedSource
 from lightning_dpo.data.tokenize import FLAGS
@@ -38,6 +39,7 @@ def data_report(data: PreferenceDataModule) -> dict[str, Any]:
         "sources": sources,
         "sets": {name: describe(pairs) for name, pairs in sets.items()},
         "shared_with_train": {},
+        "chat_template": bool(data.tokenizer.chat_template),
     }
     if data.train_pairs is not None:
         report["shared_with_train"] = {name: overlap(data.train_pairs, val) for name, val in data.val_sets.items()}
@@ -47,6 +49,7 @@ def data_report(data: PreferenceDataModule) -> dict[str, Any]:
 
 
 def _source(name: str, part: TokenisedSource) -> dict[str, Any]:
+    notes = part.manifest["notes"]
     return {
         "path": part.source.path,
         "set": name,
@@ -57,6 +60,8 @@ def _source(name: str, part: TokenisedSource) -> dict[str, Any]:
         "bad": part.manifest["bad_kinds"],
         "bad_rows": [f"{part.source.where(b.number)}: {b.field} {b.message}" for b in part.bad],
         "tokens_cut": part.manifest["tokens_cut"],
+        "ignored": ignored(notes),
+        "notes": [list(note) for note in notes],
     }
 
 

@@ -13,6 +13,7 @@ from lightning_dpo.console import say
 from lightning_dpo.data.module import PreferenceDataModule
 from lightning_dpo.data.report.ches import ches_report
 from lightning_dpo.data.report.facts import data_report, plot_lengths
+from lightning_dpo.data.report.notes import facts
 from lightning_dpo.files import write_json
 
 FINDINGS = {
@@ -59,6 +60,8 @@ def data_page(data: PreferenceDataModule, folder: Path, plot: bool = False) -> d
         dropped = f"; dropped: {reasons}" if reasons else ""
         weight = f" (weight {source['weight']:g})" if source["weight"] != 1 else ""
         say(f"{source['set']:10} {source['path']}{weight}: {source['rows']:,} rows{dropped}")
+        for fact in facts(source):
+            say(f"{'':10} {fact}")
     for name, described in report["sets"].items():
         shared = report["shared_with_train"].get(name, {}).get("prompts", 0)
         say(f"{name:10} {_described(described, shared)}")

@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from lightning_dpo.data.formats import Format, parsed
-from lightning_dpo.data.rows import BadRow, Dropped, Row
+from lightning_dpo.data.rows import BadRow, Dropped, Note, Row
 from lightning_dpo.data.sources import Chunk
 from lightning_dpo.data.template_loss import LOSS
 from lightning_dpo.data.tokenize import Encoded, PairTokenizer
@@ -75,8 +75,10 @@ class RowEncoder(NamedTuple):
         counts: Counter = Counter()
         bad: list[Bad] = []
         kept: list[tuple[int, Row, Encoded]] = []
+        notes: set[tuple[int, Note]] = set()
         for number, row in items:
             answer = next(answers) if isinstance(row, Row) else row
+            notes.update((number, note) for note in getattr(answer, "notes", ()))
             if isinstance(row, Row) and isinstance(answer, Encoded):
                 kept.append((number, row, answer))
             elif isinstance(answer, Dropped):
@@ -93,7 +95,7 @@ class RowEncoder(NamedTuple):
             masked=masked,
             bad=sorted(bad, key=lambda b: (b.kind != LOSS, b.number))[:SHOWN],
             bad_kinds=Counter(b.kind for b in bad),
-            notes=Counter(note for _, note in {(number, note) for number, _, e in kept for note in e.notes}),
+            notes=Counter(note for _, note in notes),
         )
 
 

@@ -73,7 +73,12 @@ class BadRow(ValueError):
 
 
 class Dropped(ValueError):
-    """A valid pair that a loss cannot learn from. The message is the reason that is counted."""
+    """A valid pair that a loss cannot learn from. The message is the reason that is counted.
+
+    notes: as those of a Row.
+    """
+
+    notes: tuple[Note, ...] = ()
 
 
 def printable(value: object, limit: int = 60) -> str:

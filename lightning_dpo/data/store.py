@@ -184,4 +184,4 @@ def _refuse_bad(bad: list[Bad], kinds: dict[str, int], source: Source) -> None:
         lines.append(f"{more} more rows of {source.path} are bad ({counts} in all); first in {unit} {numbers}")
     if set(kinds) != {LOSS}:
         lines.append("correct them, or type data.on_bad_row=drop to drop and count bad rows")
-    raise DataError("\n".join(lines))
+    raise DataError("; ".join(lines))

@@ -106,7 +106,8 @@ class PairStream(IterableDataset):
                 self._bad(where, answer)
             else:
                 self.counts["pairs" if isinstance(answer, Encoded) else str(answer)] += 1
-                self.counts.update(" ".join(note).strip() for note in getattr(answer, "notes", ()))
+                notes = getattr(answer, "notes", ())
+                self.counts.update(" ".join(note).strip() for note in notes if note[0] != "text")
             yield row, answer
 
     def _batch(self, waiting: list[tuple[int, Encoded, Row]]) -> PairBatch:

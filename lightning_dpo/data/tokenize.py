@@ -91,9 +91,13 @@ class PairTokenizer:
             if isinstance(texts, BadRow):
                 answers.append(texts)
                 continue
+            notes = tuple(dict.fromkeys(note for side in (row, *texts[1:]) for note in side.notes))
             try:
-                answers.append(self._pair(row, texts, [next(ids) for _ in texts]))
-            except (Dropped, BadRow) as reason:
+                answers.append(self._pair(row, texts, [next(ids) for _ in texts], notes))
+            except Dropped as reason:
+                reason.notes = notes
+                answers.append(reason)
+            except BadRow as reason:
                 answers.append(reason)
         return answers
 
@@ -133,7 +137,7 @@ class PairTokenizer:
             prompt + "".join(map(text_of, response)), self.eos, spans if self.chat.turns == "all" else spans[-1:]
         )
 
-    def _pair(self, row: Row, texts: tuple[Side, Side, Side], ids: list[list[int]]) -> Encoded:
+    def _pair(self, row: Row, texts: tuple[Side, Side, Side], ids: list[list[int]], notes: tuple[Note, ...]) -> Encoded:
         full_prompt = ids[0]
         split = len(os.path.commonprefix(ids))
         encoder = PromptEncoder(partial(self.chat.prompt, options=row.options), self.ids_and_offsets, self.bos)
@@ -163,7 +167,6 @@ class PairTokenizer:
         }
         bits = sum(flags[name] << i for i, name in enumerate(FLAGS))
         cut = split - len(prompt) + len(full[0]) - len(chosen) + len(full[1]) - len(rejected)
-        notes = tuple(dict.fromkeys([*row.notes, *texts[1].notes, *texts[2].notes]))
         return Encoded(prompt, chosen, rejected, masks[0], masks[1], bits, cut, (texts[1].end, texts[2].end), notes)
 
     def _trained(self, side: Side, split: int, length: int) -> list[bool] | None:

@@ -224,6 +224,18 @@ def test_a_loss_stops_the_run_at_its_row_whatever_happens_to_bad_rows(streaming,
         assert data.train_pairs.parts[0].manifest["notes"] == [["lost", "message of role system", 2]]
 
 
+def test_rows_that_differ_in_what_is_lost_are_counted_although_they_are_dropped(tmp_path):
+    row = dict(prompt=[USER], chosen="<think>air</think>blue", rejected="<think>paint</think>blue")
+    rows = [row, {**row, "chosen": "<think>air</think>grey"}]
+    (tmp_path / "rows.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    tokenizer = byte_level(template=Template(drops_trained_thoughts=True).jinja)
+    options = {"on_template_loss": "warn", "cache_dir": tmp_path / "tokens"}
+    data = PreferenceDataModule(tokenizer, tmp_path / "rows.jsonl", **options)
+    data.setup()
+    manifest = data.train_pairs.parts[0].manifest
+    assert manifest["dropped"] == {"identical_tokens": 1} and manifest["notes"] == [["lost", "reasoning", 2]]
+
+
 def test_an_older_entry_of_the_token_cache_is_written_again_under_its_name(tmp_path):
     """The name is part of the identity of saved runs."""
     (tmp_path / "rows.jsonl").write_text(json.dumps(dict(prompt=[USER], chosen="it scatters", rejected="paint")))

@@ -10,12 +10,12 @@ SHOWN = 12
 
 FACTS = {
     "reasoning": "{rows:,} rows whose earlier reasoning the chat template leaves out",
-    "end": "the end of turn {what} is several tokens, so EOS ends the responses",
+    "end": "the end of turn {quoted} is several tokens, so EOS ends the responses",
 }
 """Kinds of notes that the page states, and how."""
 
 WARNINGS = {
-    "lost": "{rows:,} rows have {what}, which the chat template leaves out or changes; use another data.chat_template",
+    "lost": "in {rows:,} rows the chat template does not print the {what}; use another data.chat_template",
     "unequal_turns": "in {rows:,} rows one side has more turns than the other, so the last turn of one is compared "
     "with an earlier turn of the other; shorten the longer one in the data",
 }
@@ -48,5 +48,7 @@ def warned(source: dict[str, Any]) -> list[str]:
 
 def _said(words: dict[str, str], source: dict[str, Any]) -> list[str]:
     return [
-        words[kind].format(what=printable(what), rows=rows) for kind, what, rows in source["notes"] if kind in words
+        words[kind].format(what=what, quoted=printable(what), rows=rows)
+        for kind, what, rows in source["notes"]
+        if kind in words
     ]

@@ -5,7 +5,7 @@ import json
 import pytest
 
 from lightning_dpo import PreferenceDataModule
-from lightning_dpo.data.report import data_page
+from lightning_dpo.data.report import data_page, stream_page
 from lightning_dpo.data.report.facts import data_report
 from lightning_dpo.data.report.notes import SHOWN
 
@@ -33,6 +33,26 @@ def test_ignored_columns_are_listed_with_their_rows(data, tmp_path, capsys):
     assert json.loads((tmp_path / "data_report.json").read_text()) == report
 
 
+@pytest.mark.parametrize("streaming", [False, True])
+def test_what_is_not_read_is_counted_in_the_rows_themselves(streaming, reviews, tmp_path, capsys):
+    bot = {"role": "assistant", "content": "witty", "score": 1}
+    row = dict(prompt="a plot", chosen=[bot], rejected=[{**bot, "content": "weak"}], note="x", empty=None)
+    (tmp_path / "pairs.jsonl").write_text("\n".join(json.dumps(row | {"id": i}) for i in (1, 2)))
+    template = "{% for m in messages %}{{ m.content }} {% endfor %}"
+    data = PreferenceDataModule(
+        reviews / "model", tmp_path / "pairs.jsonl", chat_template=template, streaming=streaming
+    )
+    data.setup()
+    if streaming:
+        for batch in data.train_dataloader():
+            data.used(batch, epoch=0)
+        stream_page(data, tmp_path, data_report(data))
+        assert "2 pairs, 2 ignored id, 2 ignored note, 2 ignored score of messages\n" in capsys.readouterr().out
+    else:
+        data_page(data, tmp_path)
+        assert "ignored: id (2 rows), note (2), score of messages (2)\n" in capsys.readouterr().out
+
+
 def test_a_long_account_is_cut_and_cannot_control_the_terminal(data, tmp_path, capsys):
     data_page(noted(data, ("ignored", "\x1b[31m", 9), *(("ignored", f"c{i}", 1) for i in range(SHOWN))), tmp_path)
     printed = capsys.readouterr().out
@@ -54,7 +74,7 @@ def test_facts_are_stated_and_are_no_warnings(note, words, data, tmp_path, capsy
 @pytest.mark.parametrize(
     ("note", "words"),
     [
-        (("lost", "tools", 1203), "1,203 rows have 'tools', which the chat template leaves out"),
+        (("lost", "tool", 1203), "in 1,203 rows the chat template does not print the tool;"),
         (("unequal_turns", "", 2), "in 2 rows one side has more turns than the other"),
     ],
 )

@@ -35,7 +35,13 @@ MAY_CHANGE: dict[str, tuple[str, ...]] = {
 }
 """Keys (and all below them) that change no number, and where another value of them still means the same run."""
 
-ADDED: dict[str, Any] = {"export.dtype": None, "checkpoint.best": None, "checkpoint.mode": "auto"}
+ADDED: dict[str, Any] = {
+    "export.dtype": None,
+    "checkpoint.best": None,
+    "checkpoint.mode": "auto",
+    "model.tokenizer": None,
+    "model.resize_embeddings": False,
+}
 """Keys that runs of older versions lack, and the value that keeps their behaviour."""
 
 CHANGED_DEFAULTS: dict[tuple[str, Any, Any], tuple[str, str, str]] = {
@@ -43,7 +49,7 @@ CHANGED_DEFAULTS: dict[tuple[str, Any, Any], tuple[str, str, str]] = {
 }
 """(key, old default, new default): a key and its value in both runs for which the default changed, and the change."""
 
-FILES = ("model.path", "reference.path", "data.train", "data.val", "data.chat_template")
+FILES = ("model.path", "model.tokenizer", "reference.path", "data.train", "data.val", "data.chat_template")
 """Keys that may name files or folders, at any depth below."""
 NO_FILES = ("weight", "subset", "split", "revision")
 """Settings of a source other than its path."""

@@ -1,6 +1,5 @@
 """Write a policy in Hugging Face format."""
 
-import copy
 import json
 import re
 from collections.abc import Sequence
@@ -40,7 +39,7 @@ def export(
     if kept != policy.dtype:  # save_pretrained writes that of the policy into the configuration
         path = folder / "config.json"
         keys = json.loads(path.read_text(encoding="utf-8"))
-        path.write_text(json.dumps(keys | {"dtype": shown}, indent=2, sort_keys=True) + "\n", encoding="utf-8")
+        _write_json(path, keys | {"dtype": shown})
     save_tokenizer(tokenizer, folder)
     stops = _save_stops(policy, tokenizer, folder, stop_ids)
     text = card.replace("{dtype}", shown) + (f"- {stops}\n" if stops else "")
@@ -50,24 +49,30 @@ def export(
 
 def _save_stops(policy: Any, tokenizer: Any, folder: Path, stop_ids: Sequence[int]) -> str:
     """Add the stop ids to those of generation_config.json; the sentence that says so, empty if it has them already."""
-    settings = copy.deepcopy(policy.generation_config)
-    if settings is None:
+    path = folder / "generation_config.json"
+    if not path.is_file():
         return ""
-    found = settings.eos_token_id
+    settings = json.loads(path.read_text(encoding="utf-8"))
+    found = settings.get("eos_token_id")
     if found is None:
         found = getattr(policy.config.get_text_config(), "eos_token_id", None)
     before = list(found) if isinstance(found, list | tuple) else [] if found is None else [found]
     if not (added := [i for i in stop_ids if i not in before]):
         return ""
-    settings.eos_token_id = [*before, *added]
-    settings._from_model_config = False  # else older versions of transformers take the model's single EOS instead
-    settings.save_pretrained(folder)
+    settings.pop("_from_model_config", None)  # with it, older versions of transformers ignore this file
+    # Not GenerationConfig.save_pretrained, which refuses a changed file that has other settings without effect.
+    _write_json(path, settings | {"eos_token_id": [*before, *added]})
 
     def names(ids: Sequence[int]) -> str:
-        return " and ".join(f"{tokenizer.convert_ids_to_tokens(i)} (id {i})" for i in ids)
+        return " and ".join(f"`{tokenizer.convert_ids_to_tokens(i)}` (id {i})" for i in ids)
 
     kept = f", and at {names(before)}, as before" if before else ""
     return f"generation stops at {names(added)}, as completions do in training{kept}"
+
+
+def _write_json(path: Path, content: dict[str, Any]) -> None:
+    """As transformers writes it."""
+    path.write_text(json.dumps(content, indent=2, sort_keys=True) + "\n", encoding="utf-8")
 
 
 def _cast(policy: PreTrainedModel, dtype: torch.dtype) -> dict[str, torch.Tensor]:

@@ -100,8 +100,8 @@ def load_config(path: str | Path, trust_remote_code: bool = False, key: str = "m
 def resize_embeddings(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> None:
     """Add an embedding for each id of the tokenizer that the model has none for; it is never made smaller.
 
-    New rows are the mean of the old ones with a little noise (Hewitt 2021, https://nlp.stanford.edu/~johnhew/
-    vocab-expansion.html). They are the same in every run: a resumed run and `reference=cached` build them again.
+    A new row is the mean of the old ones (Hewitt 2021, https://nlp.stanford.edu/~johnhew/vocab-expansion.html). Nothing
+    is drawn: a resumed run and `reference=cached` build the same rows again.
     """
     _resize(model, largest_id(tokenizer) + 1)
 
@@ -110,9 +110,11 @@ def _resize(model: PreTrainedModel, rows: int) -> None:
     before = model.get_input_embeddings().weight.shape[0]  # type: ignore[union-attr]
     if rows <= before:
         return
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(0)
-        model.resize_token_embeddings(rows)
+    with torch.random.fork_rng(devices=[]), torch.no_grad():
+        model.resize_token_embeddings(rows, mean_resizing=False)  # which draws what the next lines replace
+        for layer in filter(None, (model.get_input_embeddings(), model.get_output_embeddings())):
+            for values in layer.parameters():  # a weight, and a bias of some heads
+                values[before:] = values[:before].float().mean(0)
     model.resized_to = rows  # type: ignore[assignment]
     log.info("embeddings resized from %d to %d rows", before, rows)
 

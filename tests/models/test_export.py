@@ -48,12 +48,26 @@ def test_the_trained_end_of_turn_joins_the_ends_that_were_there(tmp_path, before
 def test_it_is_said_with_the_tokens_names(tmp_path):
     token = load_tokenizer(ASSETS / "model").convert_ids_to_tokens(TURN)
     _, said = written(tmp_path, 2, [2, TURN])
-    assert said == f"generation stops at {token} (id 7), as completions do in training, and at </s> (id 2), as before"
+    assert (
+        said == f"generation stops at `{token}` (id 7), as completions do in training, and at `</s>` (id 2), as before"
+    )
     assert (tmp_path / "README.md").read_text() == f"card\n- {said}\n"
 
 
 def test_without_ends_of_its_own_generation_keeps_those_of_the_configuration(tmp_path):
     assert written(tmp_path, None, [TURN], eos_token_id=5)[0]["eos_token_id"] == [5, TURN]
+
+
+def test_settings_that_transformers_would_not_save_do_not_end_the_export(tmp_path):
+    """A temperature without sampling, as some published models have."""
+    model = llama(vocab_size=90)
+    model.save_pretrained(tmp_path / "base")
+    path = tmp_path / "base" / "generation_config.json"
+    path.write_text(json.dumps({"eos_token_id": 2, "temperature": 0.6}))
+    base = AutoModelForCausalLM.from_pretrained(tmp_path / "base")
+    export(base, load_tokenizer(ASSETS / "model"), tmp_path / "export", "", stop_ids=[TURN])
+    settings = json.loads((tmp_path / "export" / "generation_config.json").read_text())
+    assert settings["eos_token_id"] == [2, TURN] and settings["temperature"] == 0.6
 
 
 def test_nothing_is_written_or_said_if_generation_stops_there_already(tmp_path):

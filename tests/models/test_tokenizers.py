@@ -2,6 +2,7 @@
 
 import json
 import logging
+import shutil
 
 import pytest
 from tokenizers import Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
@@ -153,6 +154,20 @@ def test_the_export_has_the_original_file_and_gives_the_ids_of_training(folder, 
 def test_the_bundled_tokenizer_is_exported_byte_for_byte(tmp_path):
     save_tokenizer(load_tokenizer(ASSETS / "model"), tmp_path)
     assert (tmp_path / "tokenizer.json").read_bytes() == (ASSETS / "model" / "tokenizer.json").read_bytes()
+
+
+def test_a_hub_id_is_exported_from_the_cache(folder, tmp_path, monkeypatch):
+    path = folder(three_digits(), "GPT2Tokenizer")
+    snapshot = tmp_path / "hub" / "models--org--owl" / "snapshots" / "1234"
+    shutil.copytree(path, snapshot)
+    (snapshot.parents[1] / "refs").mkdir()
+    (snapshot.parents[1] / "refs" / "main").write_text("1234")
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "hub"))
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    tokenizer = load_tokenizer("org/owl")
+    save_tokenizer(tokenizer, tmp_path / "export")
+    assert tokenizer(TEXTS[0])["input_ids"] == three_digits().encode(TEXTS[0]).ids
+    assert (tmp_path / "export" / "tokenizer.json").read_bytes() == (path / "tokenizer.json").read_bytes()
 
 
 def test_a_tokenizer_that_was_changed_is_exported_as_it_is(folder, tmp_path):

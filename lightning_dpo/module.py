@@ -23,7 +23,7 @@ from lightning_dpo.losses.plain import as_loss, to_plain
 from lightning_dpo.metrics import pair_metrics
 from lightning_dpo.models.checks import check_fits
 from lightning_dpo.models.layers import without_dropout
-from lightning_dpo.models.loading import as_model, load_model, plain_config
+from lightning_dpo.models.loading import as_model, loader_like, plain_config
 from lightning_dpo.nonfinite import NonFinite
 from lightning_dpo.optim import check_optimizer, clip, describe, schedule
 from lightning_dpo.reference import Reference
@@ -78,9 +78,7 @@ class DPOModule(L.LightningModule):
         self.optimizer, self.scheduler = optimizer, scheduler
         self.reference = reference
         if reference is not None:
-            dtype = str(self.policy.dtype).removeprefix("torch.")
-            load = partial(load_model, dtype=dtype, trust_remote_code=trust_remote_code)  # type: ignore[arg-type]
-            reference.bind(self.policy, load, scoring)
+            reference.bind(self.policy, loader_like(self.policy, trust_remote_code), scoring)
         plain = {"model": plain_config(self.policy), "loss": to_plain(self.loss), "scoring": scoring}
         self.save_hyperparameters({k: v for k, v in plain.items() if v is not None}, logger=False)
         self.scorer = Scorer(self.policy, scoring)

@@ -102,7 +102,7 @@ def export(parts: "Parts", request: Request, began: float) -> float | None:
     folder, metrics, samples = parts.folder, parts.metrics, parts.samples
     if parts.data.streaming:
         stream_page(parts.data, folder.path, parts.report)
-    folder.export(parts.trainer, parts.module, parts.data.tokenizer, request.choices, parts.best)
+    folder.export(parts.trainer, parts.module, parts.data, request.choices, parts.best)
     seconds = time.monotonic() - began
     objective = folder.summarise(parts.module, parts.report, metrics, parts.throughput, parts.best, seconds)
     footer(metrics, samples.first, samples.last, parts.best, folder.path)

@@ -21,7 +21,9 @@ from lightning_dpo.errors import ConfigError
 from lightning_dpo.loggers.metrics_csv import MetricsCSV
 from lightning_dpo.loggers.wandb import connect
 from lightning_dpo.models.checks import check_fits
-from lightning_dpo.models.loading import check_path, load_config, load_tokenizer
+from lightning_dpo.models.loading import load_config, resize_embeddings
+from lightning_dpo.models.paths import check_path
+from lightning_dpo.models.tokenizers import TokenizerOptions, largest_id
 from lightning_dpo.module import DPOModule
 from lightning_dpo.optim import Stepping
 from lightning_dpo.run.checkpoint import AtomicCheckpointIO
@@ -63,7 +65,8 @@ def build(request: Request, folder: RunFolder, stop: Stop, began: float) -> Part
     if cfg.reference and cfg.reference.path:
         check_path(cfg.reference.path, "reference.path")
     L.seed_everything(cfg.seed, verbose=False)
-    tokenizer = load_tokenizer(cfg.model.path, cfg.model.trust_remote_code)
+    chosen = TokenizerOptions(**TokenizerOptions.keys(cfg.model))
+    tokenizer = chosen.load(cfg.model.path, cfg.model.trust_remote_code)
     asked = ReportOptions.keys(cfg.data)
     data = instantiate(_without(cfg.data, asked), tokenizer=tokenizer)
     data.setup()
@@ -73,8 +76,10 @@ def build(request: Request, folder: RunFolder, stop: Stop, began: float) -> Part
     report = data_page(data, folder.path, options.report_plot)
     if options.report and not options.report_ches:
         return None
-    check_fits(config, data.pairs())
-    policy = instantiate(cfg.model)
+    check_fits(config, data.pairs(), embeddings=largest_id(tokenizer) + 1 if chosen.resize_embeddings else 0)
+    policy = instantiate(_without(cfg.model, TokenizerOptions.keys(cfg.model)))
+    if chosen.resize_embeddings:
+        resize_embeddings(policy, tokenizer)
     if options.report_ches:
         ches_page(policy, data, folder.path, report)
     if options.report:

@@ -67,12 +67,13 @@ def check(cfg: DictConfig, choices: Mapping[str, str | None], overrides: list[st
 def _check_signatures(plain: dict[str, Any], choices: Mapping[str, str | None], typed: Mapping[str, str]) -> None:
     """Bind every node to the signature of what it builds."""
     from lightning_dpo.data.report import ReportOptions
+    from lightning_dpo.models.tokenizers import TokenizerOptions
     from lightning_dpo.optim import Stepping
 
     for path, node in _targets(plain):
         target = targets.allowed(node["_target_"], path, f"{path}._target_")
         values = {key: value for key, value in node.items() if key not in SPECIAL}
-        options = {"data": ReportOptions, "scheduler": Stepping}.get(path)
+        options = {"data": ReportOptions, "model": TokenizerOptions, "scheduler": Stepping}.get(path)
         own = options.keys(values) if options else {}
         try:
             if options:
@@ -148,7 +149,7 @@ def _check_built(cfg: DictConfig, choices: Mapping[str, str | None]) -> None:
     from lightning_dpo.callbacks.alarms import CollapseWarning
     from lightning_dpo.callbacks.best import Best
     from lightning_dpo.config.build import build_scheduler
-    from lightning_dpo.models.loading import export
+    from lightning_dpo.models.export import export
     from lightning_dpo.module import DPOModule
     from lightning_dpo.optim import check_optimizer, describe
 

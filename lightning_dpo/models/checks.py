@@ -38,9 +38,15 @@ def rope_limit(config: PreTrainedConfig) -> int | None:
     return None
 
 
-def check_fits(config: PreTrainedConfig, sources: Mapping[str, PairBatch], key: str = "model.path") -> None:
-    """Errors: ConfigError for a pair with more tokens than the model has positions, or a token without an embedding."""
-    limit, embeddings = positions(config), config.get_text_config().vocab_size
+def check_fits(
+    config: PreTrainedConfig, sources: Mapping[str, PairBatch], key: str = "model.path", embeddings: int = 0
+) -> None:
+    """Errors: ConfigError for a pair with more tokens than the model has positions, or a token without an embedding.
+
+    Args:
+        embeddings: that the model will have at least, once it is resized.
+    """
+    limit, embeddings = positions(config), max(config.get_text_config().vocab_size, embeddings)
     kind = " with the same rotary angles" if limit is not None and limit == rope_limit(config) else ""
     for name, pairs in sources.items():
         longest = int((pairs.prompt.lengths + torch.maximum(pairs.chosen.lengths, pairs.rejected.lengths)).max())
@@ -53,7 +59,8 @@ def check_fits(config: PreTrainedConfig, sources: Mapping[str, PairBatch], key: 
         if largest >= embeddings:
             raise ConfigError(
                 f"{key}: {name} has token {largest}, but the model has {embeddings} embeddings; "
-                "the tokenizer belongs to another model"
+                "the tokenizer belongs to another model, or tokens were added to it: then type "
+                "model.resize_embeddings=true"
             )
 
 

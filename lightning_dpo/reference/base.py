@@ -10,6 +10,7 @@ from torch import nn
 from transformers import PreTrainedModel
 
 from lightning_dpo.batch import PairBatch, TokenLogps
+from lightning_dpo.errors import ConfigError
 from lightning_dpo.models import check_fits, check_tokenizers, load_tokenizer
 from lightning_dpo.scoring import Scorer, Scoring
 
@@ -45,10 +46,9 @@ class Reference(nn.Module):
         key, pairs = f"reference.path={self.path}", data.pairs()
         check_fits(model.config, pairs, key)
         try:
-            tokenizer = load_tokenizer(self.path)
-        except (OSError, ValueError) as error:
-            text = "%s: its tokenizer cannot be loaded and is not compared with the policy's: %s"
-            log.warning(text, key, str(error).splitlines()[0])
+            tokenizer = load_tokenizer(self.path, key="reference.path")
+        except ConfigError as error:
+            log.warning("it is not compared with the policy's tokenizer: %s", error)
         else:
             check_tokenizers(data.tokenizer, tokenizer, pairs, key)
         self._checked = data

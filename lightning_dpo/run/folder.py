@@ -12,12 +12,12 @@ from typing import Any
 
 import lightning as L
 from omegaconf import DictConfig, OmegaConf
-from transformers import PreTrainedTokenizerBase
 
+from lightning_dpo.console import say
 from lightning_dpo.errors import ConfigError
 from lightning_dpo.files import whole_folder, write_json
 from lightning_dpo.loggers.metrics_csv import MetricsCSV
-from lightning_dpo.models.loading import export
+from lightning_dpo.models.export import export
 from lightning_dpo.module import DPOModule
 from lightning_dpo.run import checkpoint
 from lightning_dpo.run.identity import differences, may_change
@@ -143,9 +143,7 @@ class RunFolder:
             log.warning("resuming although these settings changed: %s", "; ".join(changed))
         return bool(changed)
 
-    def export(
-        self, trainer: L.Trainer, module: DPOModule, tokenizer: PreTrainedTokenizerBase, choices: dict, best: Any
-    ) -> None:
+    def export(self, trainer: L.Trainer, module: DPOModule, data: Any, choices: dict, best: Any) -> None:
         """checkpoints/last.ckpt for Lightning, and for transformers model/ with the last weights or those of `best`."""
         trainer.save_checkpoint(self.path / "checkpoints" / checkpoint.LAST)
         if best is not None:
@@ -161,7 +159,9 @@ class RunFolder:
             version=version("lightning-dpo"),
         )
         with whole_folder(self.path / "model") as folder:
-            export(module.policy, tokenizer, folder, card, self.cfg.export.dtype)
+            stops = export(module.policy, data.tokenizer, folder, card, self.cfg.export.dtype, data.stop_ids)
+        if stops:
+            say(f"model      {stops}")
 
     def check_measured(self, metrics: MetricsCSV) -> None:
         """After the first validation. Errors: ConfigError if it does not measure a metric that a setting names."""

@@ -40,6 +40,7 @@ ADDED: dict[str, Any] = {
     **{"data.chat_template_kwargs": None, "data.on_template_loss": "stop"},
     **{f"data.columns.{name}": name for name in ("system", "history", "input", "tools", "chat_template_kwargs")},
     **{"data.columns.label": None, "data.label": None, "data.wrap": None, "data.join": None},
+    **{"model.tokenizer": None, "model.resize_embeddings": False},
 }
 """Keys that runs of older versions lack, and the value that keeps their behaviour."""
 
@@ -48,7 +49,7 @@ CHANGED_DEFAULTS: dict[tuple[str, Any, Any], tuple[str, str, str]] = {
 }
 """(key, old default, new default): a key and its value in both runs for which the default changed, and the change."""
 
-FILES = ("model.path", "reference.path", "data.train", "data.val", "data.chat_template")
+FILES = ("model.path", "model.tokenizer", "reference.path", "data.train", "data.val", "data.chat_template")
 """Keys that may name files or folders, at any depth below."""
 NO_FILES = ("weight", "subset", "split", "revision")
 """Settings of a source other than its path."""

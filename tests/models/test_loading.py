@@ -25,7 +25,7 @@ from lightning_dpo import CachedReference, CopyReference, DPOModule, PreferenceD
 from lightning_dpo.demo import ASSETS
 from lightning_dpo.errors import ConfigError
 from lightning_dpo.models import load_model, load_tokenizer, positions
-from lightning_dpo.models.loading import export
+from lightning_dpo.models.export import export
 from lightning_dpo.scoring import Scorer
 from tests.conftest import SIZES, llama, random_pairs
 from tests.test_module import DPO, SGD, loader, module, trainer

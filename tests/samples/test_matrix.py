@@ -11,7 +11,7 @@ from transformers import AutoModelForCausalLM
 from lightning_dpo import CachedReference, CopyReference, DPOModule, PreferenceDataModule, losses
 from lightning_dpo.demo import ASSETS
 from lightning_dpo.models import load_model, load_tokenizer
-from lightning_dpo.models.loading import export
+from lightning_dpo.models.export import export
 from lightning_dpo.samples import SampleCallback
 from lightning_dpo.samples.generate import generate
 from lightning_dpo.scoring.scorer import full_logits_logps

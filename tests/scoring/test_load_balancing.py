@@ -9,7 +9,7 @@ from transformers import MixtralConfig, MixtralForCausalLM
 from lightning_dpo import CopyReference, DPOModule
 from lightning_dpo.errors import ConfigError
 from lightning_dpo.models import load_model, load_tokenizer
-from lightning_dpo.models.loading import export
+from lightning_dpo.models.export import export
 from lightning_dpo.scoring import Scorer
 from lightning_dpo.scoring.load_balancing import coefficient, load_balancing_loss
 from tests.conftest import SIZES, llama, random_pairs

@@ -53,6 +53,8 @@ class PairBatch:
         """In a stream: number of rows of the epoch read when the batch was full."""
         self.rows_read: dict[str, int] = {}
         """In a stream: outcomes of the rows read since the previous batch, by name."""
+        self.ends: frozenset[int] = frozenset()
+        """In a stream: the tokens that end these responses."""
         self._sharing: Sharing | None = None
 
     def __len__(self) -> int:
@@ -85,7 +87,7 @@ class PairBatch:
             weight=None if self.weight is None else column(self.weight),
             margin=None if self.margin is None else column(self.margin),
         )
-        mapped.rows_used, mapped.rows_read = self.rows_used, self.rows_read
+        mapped.rows_used, mapped.rows_read, mapped.ends = self.rows_used, self.rows_read, self.ends
         return mapped
 
     def trained_lengths(self) -> tuple[Tensor, Tensor]:

@@ -180,7 +180,7 @@ class PreferenceDataModule(L.LightningDataModule):
     def stop_ids(self) -> list[int]:
         """Token ids that end a completion: those that end responses, and EOS."""
         ends = {i for _, part in self.tokenised_sources() for i in part.manifest["ends"]}
-        return sorted(ends | {self.encoder.tokenizer.eos_token_id})
+        return sorted(ends | self.stream_ends | {self.encoder.tokenizer.eos_token_id})
 
     def train_dataloader(self) -> DataLoader:
         if self.trainer is not None:
@@ -231,12 +231,14 @@ class PreferenceDataModule(L.LightningDataModule):
         """Record that training has taken this batch, the last one of the epoch or not."""
         self.position = self.position.after(batch, epoch, last)
         self.stream_counts.update(batch.rows_read)
+        self.stream_ends |= batch.ends
 
     def _rewind(self) -> None:
         self.position = Position()
         """Where the next training loader begins."""
         self.stream_counts: Counter = Counter()
         """Outcomes of the rows that training has read from a stream: pairs, and the reasons of dropped rows."""
+        self.stream_ends: set[int] = set()
 
     def content(self) -> dict[str, list[str]]:
         """Content hashes of each set's sources, in order. Equal lists mean equal pairs. A stream has none."""
@@ -244,11 +246,12 @@ class PreferenceDataModule(L.LightningDataModule):
 
     def state_dict(self) -> dict[str, Any]:
         """The position in the data, and for a stream the outcomes of its rows."""
-        counts = {"stream_counts": dict(self.stream_counts)}
-        return {**self.position._asdict(), "limits": list(self.limits), **counts}
+        stream = {"stream_counts": dict(self.stream_counts), "stream_ends": sorted(self.stream_ends)}
+        return {**self.position._asdict(), "limits": list(self.limits), **stream}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """The next training loader begins at this position. Errors: DataError, see Position."""
         pairs = None if self.train_pairs is None else len(self._order(self.train_pairs))
         self.position = Position.restored(state_dict, self.limits, pairs)
         self.stream_counts = Counter(state_dict["stream_counts"])
+        self.stream_ends = set(state_dict.get("stream_ends", ()))  # absent from checkpoints of 0.1.0

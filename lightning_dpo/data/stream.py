@@ -113,6 +113,7 @@ class PairStream(IterableDataset):
     def _batch(self, waiting: list[tuple[int, Encoded, Row]]) -> PairBatch:
         batch = batch_of(waiting, self.format)
         batch.rows_used, batch.rows_read = waiting[-1][0], dict(self.counts)
+        batch.ends = frozenset(end for _, encoded, _ in waiting for end in encoded.ends)
         self.counts = Counter()
         return batch
 

@@ -8,6 +8,7 @@ import pytest
 from lightning_dpo import PreferenceDataModule
 from lightning_dpo.data import stream
 from lightning_dpo.errors import DataError
+from tests.data.test_tokenize import CHATML, byte_level
 
 
 @pytest.fixture
@@ -106,3 +107,17 @@ def test_a_stream_without_pairs_is_refused(make, tmp_path):
     (tmp_path / "rows.jsonl").write_text(json.dumps(dict(prompt="plot", chosen=" cast", rejected=" cast")))
     with pytest.raises(DataError, match="no usable pairs in the stream: {'identical': 1}"):
         list(make(tmp_path / "rows.jsonl").train_dataloader())
+
+
+def test_the_ends_of_turn_of_a_stream_are_known_once_they_were_trained(tmp_path):
+    """An export stops there."""
+    row = {"prompt": [{"role": "user", "content": "is it"}], "chosen": "yes", "rejected": "no"}
+    (tmp_path / "chat.jsonl").write_text(json.dumps(row))
+    data = PreferenceDataModule(byte_level(template=CHATML), tmp_path / "chat.jsonl", streaming=True)
+    data.setup()
+    assert data.stop_ids == [2]
+    for batch in data.train_dataloader():
+        data.used(batch.to("cpu"), epoch=0)
+    resumed = PreferenceDataModule(byte_level(template=CHATML), tmp_path / "chat.jsonl", streaming=True)
+    resumed.load_state_dict(data.state_dict())
+    assert data.stop_ids == resumed.stop_ids == [2, 4]

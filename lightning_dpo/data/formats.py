@@ -20,7 +20,7 @@ from itertools import combinations, pairwise
 from typing import Any, Literal, NamedTuple
 
 from lightning_dpo.data.dialogue import is_dialogue, split_dialogue
-from lightning_dpo.data.lines import as_object, parse_line
+from lightning_dpo.data.lines import TextRecord, as_object, parse_line
 from lightning_dpo.data.rows import BadRow, Dropped, Messages, Response, Row, checked, kind_of, printable
 from lightning_dpo.data.sources import Chunk
 from lightning_dpo.signatures import in_range
@@ -196,10 +196,18 @@ def _number(record: Mapping[str, Any], column: str | None, interval: str, defaul
         return default
     if column not in record:
         raise BadRow("missing", f"the field is missing; found {_fields(record)}", column)
-    value = record[column]
+    value: Any = _as_number(record[column]) if isinstance(record, TextRecord) else record[column]
     if not _is_number(value) or not in_range(value, interval):
         raise BadRow("type", f"found {printable(value)}, expected a number in {interval}", column)
     return float(value)
+
+
+def _as_number(text: str) -> float | str:
+    """The number that a cell of a CSV file holds, or the text if it holds none."""
+    try:
+        return float(text)
+    except ValueError:
+        return text
 
 
 def _is_number(value: Any) -> bool:

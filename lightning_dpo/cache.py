@@ -22,8 +22,8 @@ T = TypeVar("T")
 
 DAMAGE = (OSError, ValueError, KeyError, SafetensorError)
 """Errors of reading an entry whose files were truncated or altered."""
-UNWRITABLE = (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOSPC, errno.EDQUOT, errno.ENOTDIR, errno.EEXIST)
-"""Errors of a folder that is read-only, full, or a file."""
+REFUSED = ("EACCES", "EPERM", "EROFS", "ENOSPC", "EDQUOT", "ENOTDIR", "EEXIST", "ENOENT")
+"""Errors of a folder that is read-only, full, a file, or that cannot be made."""
 
 
 class Cache:
@@ -44,7 +44,7 @@ class Cache:
             with FileLock(self.path(key).with_suffix(".lock")):
                 yield
         except OSError as error:
-            if error.errno not in UNWRITABLE:
+            if errno.errorcode.get(error.errno or 0) not in REFUSED:
                 raise
             what = f"{self.setting}={self.folder}: the folder cannot be written: {error}"
             raise DataError(f"{what}; type {self.setting}=... for another") from error

@@ -1,6 +1,7 @@
 """Where files are: on this machine, at a URL, behind a glob, or in a folder as it is downloaded from the hub."""
 
 import io
+import os
 import re
 from collections.abc import Callable
 from functools import cache
@@ -44,8 +45,9 @@ def check_url(url: str, setting: str) -> None:
 
 def unreached(url: str, error: Exception) -> DataError:
     """One line for any error of fsspec and the libraries below it."""
-    first = QUERY.sub(r"\1", str(error).splitlines()[0]) if str(error) else ""
-    reason = "no such file" if isinstance(error, FileNotFoundError) else f"{type(error).__name__}: {first}"
+    cause = error.__cause__ or error  # fsspec calls any failure of the web a missing file
+    first = QUERY.sub(r"\1", str(cause).splitlines()[0]) if str(cause) else ""
+    reason = "no such file" if isinstance(cause, FileNotFoundError) else f"{type(cause).__name__}: {first}"
     return DataError(f"{shown(url)}: cannot be read from there: {reason}")
 
 
@@ -126,9 +128,11 @@ def folder_files(path: str, subset: str | None, setting: str) -> dict[str, list[
         named = options.get("data_files")
         patterns = get_data_patterns(base) if named is None else sanitize_patterns(named)
         found = DataFilesDict.from_local_or_remote(patterns, base)
-        return {str(split): sorted(set(listed)) for split, listed in found.items()}
+        return {str(split): sorted(set(map(os.path.normpath, listed))) for split, listed in found.items()}
 
     splits = loaded(setting, find)
     if outside := [f for found in splits.values() for f in found if not Path(f).is_relative_to(top)]:
-        raise DataError(f"{setting}: its README.md names {printable(outside[0])}, which is outside the folder")
+        raise DataError(
+            f"{setting}: its README.md names {printable(os.path.relpath(outside[0], top))}, which is outside the folder"
+        )
     return {split: [str(Path(path) / Path(f).relative_to(top)) for f in found] for split, found in splits.items()}

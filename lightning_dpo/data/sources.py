@@ -161,7 +161,7 @@ def _located(source: Source, key: str) -> Source:
     if found == [source.path] and not protocol(source.path) and not folder.exists():
         return _hub(source, setting, key)
     if not found:
-        raise DataError(f"{setting}: no file matches{_near(folder)}")
+        raise DataError(f"{setting}: no file matches this glob{_near(folder)}")
     if source.split is not None:
         raise DataError(f"{setting}: split={source.split} would be ignored; a file has no splits")
     for file in found:

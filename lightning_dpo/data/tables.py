@@ -124,9 +124,9 @@ def rows_of(split: str | None, sizes: Mapping[str, int], where: str) -> tuple[st
     except (ValueError, AssertionError):
         example = next(iter(sizes))
         raise DataError(
-            f"{where}: split={split}; the folder holds {', '.join(sizes)}; type data.split={example}, or for a slice "
-            f"""'data.split="{example}[:1000]"' or 'data.split="{example}[10%:20%]"'; a source of its own takes """
-            f"{{path: ..., split: {example}}}"
+            f"{where}: split={split}; the folder holds {', '.join(sizes)}; type data.split={example} for data.train, "
+            f"or {{path: ..., split: {example}}} for any source; a slice is written in quotes, as "
+            f'"{example}[:1000]" or "{example}[10%:20%]"'
         ) from None
 
 

@@ -1,16 +1,19 @@
 """A cache on disk, found by content."""
 
+import errno
 import hashlib
 import json
 import logging
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, TypeVar
 
 from filelock import FileLock
 from safetensors import SafetensorError
 
+from lightning_dpo.errors import DataError
 from lightning_dpo.files import whole_folder
 
 log = logging.getLogger(__name__)
@@ -19,6 +22,8 @@ T = TypeVar("T")
 
 DAMAGE = (OSError, ValueError, KeyError, SafetensorError)
 """Errors of reading an entry whose files were truncated or altered."""
+REFUSED = ("EACCES", "EPERM", "EROFS", "ENOSPC", "EDQUOT", "ENOTDIR", "EEXIST", "ENOENT")
+"""Errors of a folder that is read-only, full, a file, or that cannot be made."""
 
 
 class Outdated(ValueError):
@@ -27,18 +32,26 @@ class Outdated(ValueError):
 
 class Cache:
     """Entries are folders named by the hash of their key. They are written atomically, under a lock that makes a second
-    process wait, and a damaged entry is computed again."""
+    process wait, and a damaged entry is computed again. `setting` is the key that names the folder, for messages."""
 
-    def __init__(self, folder: str | Path):
-        self.folder = Path(folder).expanduser()
+    def __init__(self, folder: str | Path, setting: str):
+        self.folder, self.setting = Path(folder).expanduser(), setting
 
     def path(self, key: dict[str, Any]) -> Path:
         return self.folder / hashlib.sha256(json.dumps(key, sort_keys=True).encode()).hexdigest()[:32]
 
-    def lock(self, key: dict[str, Any]) -> FileLock:
-        """Held while an entry is read and, if it is missing, written."""
-        self.folder.mkdir(parents=True, exist_ok=True)
-        return FileLock(self.path(key).with_suffix(".lock"))
+    @contextmanager
+    def lock(self, key: dict[str, Any]) -> Iterator[None]:
+        """Held while an entry is read and, if it is missing, written. Errors: DataError if it cannot be written."""
+        try:
+            self.folder.mkdir(parents=True, exist_ok=True)
+            with FileLock(self.path(key).with_suffix(".lock")):
+                yield
+        except OSError as error:
+            if errno.errorcode.get(error.errno or 0) not in REFUSED:
+                raise
+            what = f"{self.setting}={self.folder}: the folder cannot be written: {error}"
+            raise DataError(f"{what}; type {self.setting}=... for another") from error
 
     def read(self, key: dict[str, Any], read: Callable[[Path], T]) -> T | None:
         """The entry; None if it is missing, or damaged or outdated and removed."""

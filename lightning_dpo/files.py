@@ -80,6 +80,16 @@ def file_sha256(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
+def matching(pattern: str) -> list[str]:
+    """The files that a glob such as data/train-*.parquet stands for, sorted; ** stands for folders at any depth."""
+    return sorted(filter(os.path.isfile, glob.glob(os.path.expanduser(pattern), recursive=True)))
+
+
+def is_saved_table(folder: Path) -> bool:
+    """Whether the library `datasets` has saved a data set in this folder, or several splits of one."""
+    return (folder / "state.json").is_file() or (folder / "dataset_dict.json").is_file()
+
+
 def write_json(path: Path, content: dict) -> None:
     """Write readable JSON by way of a temporary file."""
     temporary = path.with_name(path.name + ".tmp")

@@ -26,7 +26,7 @@ from lightning_dpo.data.context import context, with_input
 from lightning_dpo.data.dialogue import is_dialogue
 from lightning_dpo.data.fields import ABSENT, Format, RankedPairs, located, value_of
 from lightning_dpo.data.label import winner
-from lightning_dpo.data.lines import as_object, parse_line
+from lightning_dpo.data.lines import TextRecord, as_object, parse_line
 from lightning_dpo.data.rows import (
     BadRow,
     Dropped,
@@ -61,7 +61,8 @@ def parse(record: Mapping[str, Any], format: Format) -> list[Row | Dropped]:
         if not ranked:
             _check_present(found, record, format)
         if format.label is not None:
-            won = winner(format.label, found["label"])
+            named = found["label"]
+            won = winner(format.label, _as_number(named) if isinstance(record, TextRecord) else named)
             if won is None:
                 return [Dropped("no_preference")]
             if won == "second":
@@ -193,12 +194,21 @@ def _ranked(found: dict[str, Any], choice: RankedPairs, ignored: set[str]) -> tu
 def _number(record: Mapping[str, Any], column: str | None, interval: str, default: float | None) -> float | None:
     if column is None:
         return default
-    value = value_of(record, column)
+    value: Any = value_of(record, column)
     if value is ABSENT:
         raise BadRow("missing", f"the field is missing; found {_fields(record)}", column)
+    value = _as_number(value) if isinstance(record, TextRecord) else value
     if not _is_number(value) or not in_range(value, interval):
         raise BadRow("type", f"found {printable(value)}, expected a number in {interval}", column)
     return float(value)
+
+
+def _as_number(text: str) -> float | str:
+    """The number that a cell of a CSV file holds, or the text if it holds none."""
+    try:
+        return float(text)
+    except ValueError:
+        return text
 
 
 def _is_number(value: Any) -> bool:

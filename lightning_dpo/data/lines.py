@@ -1,12 +1,11 @@
-"""JSON files, by line or as one list -> records with their line numbers."""
+"""Text files, which are JSON by line, one JSON list, or CSV -> records with their line numbers."""
 
-import gzip
+import csv
 import json
 import re
-import zlib
+import sys
 from collections import Counter
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 from lightning_dpo.data.rows import BadRow, kind_of, printable
@@ -14,32 +13,78 @@ from lightning_dpo.errors import DataError
 
 SPACE, COMMA, LIST_END = re.compile(r"\s*"), re.compile(r"\s*,\s*"), re.compile(r"\s*\]\s*\Z")
 BOM = b"\xef\xbb\xbf"
+NOT_UTF8 = re.compile("[\udc80-\udcff]")
 
 
-def json_records(path: Path) -> Iterator[tuple[int, Any]]:
-    """Line number and record: the bytes of a JSONL line, or an element of the list that a .json file may hold.
-
-    Errors: DataError for a damaged list or gzip file. A malformed JSONL line raises later, in parse_line().
-    """
-    opened: Any = gzip.open(path, "rb") if path.suffix == ".gz" else open(path, "rb")
-    with opened as file:
-        try:
-            start = file.read(4096).removeprefix(BOM).lstrip()
-            file.seek(0)
-            is_list = path.name.removesuffix(".gz").endswith(".json") and start[:1] == b"["
-            yield from _json_list(file.read(), path) if is_list else _lines(file)
-        except (EOFError, gzip.BadGzipFile, zlib.error) as error:
-            raise DataError(f"{path}: damaged gzip: {error}") from None
-
-
-def _lines(file: Any) -> Iterator[tuple[int, bytes]]:
+def line_records(file: Any, path: str) -> Iterator[tuple[int, bytes]]:
+    """Line number and bytes of each line that is not blank. A malformed one raises later, in parse_line()."""
     for number, line in enumerate(file, start=1):
         line = (line.removeprefix(BOM) if number == 1 else line).rstrip(b"\r\n")
         if line.strip():
             yield number, line
 
 
-def _json_list(data: bytes, path: Path) -> Iterator[tuple[int, Any]]:
+def json_records(file: Any, path: str) -> Iterator[tuple[int, Any]]:
+    """The lines of a .json file that holds one object per line, or the elements of the list that it holds.
+
+    Errors: DataError for a damaged list.
+    """
+    is_list = file.peek(4096).removeprefix(BOM).lstrip()[:1] == b"["
+    return _json_list(file.read(), path) if is_list else line_records(file, path)
+
+
+def table_records(file: Any, path: str, delimiter: str) -> Iterator[tuple[int, Any]]:
+    """The line on which each row of a CSV or TSV file begins, and its cells by the names in the first row.
+
+    Every cell is a text. An empty one is an empty text, since CSV cannot tell it from an absent one. So a pair with an
+    empty response is dropped and counted.
+
+    Errors: DataError for two columns of one name, and for a quote that is not closed, which hides all rows after it.
+    """
+    rows = _table_rows(file, path, delimiter)
+    line, header = next(rows, (1, []))
+    if twice := [name for name, n in Counter(header).items() if name and n > 1]:
+        raise DataError(f"{path}:{line}: two columns are named {printable(twice[0])}; rename one")
+    for line, cells in rows:
+        yield line, cells if isinstance(cells, BadRow) else _table_record(header, cells)
+
+
+def _table_rows(file: Any, path: str, delimiter: str) -> Iterator[tuple[int, Any]]:
+    csv.field_size_limit(sys.maxsize)  # the default refuses texts of more than 131072 characters
+    reader = csv.reader(_texts(file), delimiter=delimiter, strict=True)
+    while True:
+        line = reader.line_num + 1
+        try:
+            cells = next(reader)
+        except StopIteration:
+            return
+        except csv.Error as error:
+            if "end of data" in str(error):
+                raise DataError(f"{path}:{line}: not CSV: a quote is not closed") from None
+            cells = BadRow("csv", f"not CSV: {error}")
+        if cells:
+            yield line, cells
+
+
+def _texts(file: Any) -> Iterator[str]:
+    """Lines as text, in which bytes that are not UTF-8 are lone surrogates."""
+    for number, line in enumerate(file):
+        yield (line if number else line.removeprefix(BOM)).decode("utf-8", "surrogateescape")
+
+
+def _table_record(header: list[str], cells: list[str]) -> "TextRecord | BadRow":
+    if len(cells) != len(header):
+        return BadRow("cells", f"the row has {len(cells)} cells, and the first row {len(header)}")
+    if wrong := [name for name, cell in zip(header, cells, strict=True) if NOT_UTF8.search(cell)]:
+        return BadRow("encoding", "a byte is not UTF-8", wrong[0])
+    return TextRecord(zip(header, cells, strict=True))
+
+
+class TextRecord(dict[str, str]):
+    """A record of a file that holds texts only, so that its numbers are texts too."""
+
+
+def _json_list(data: bytes, path: str) -> Iterator[tuple[int, Any]]:
     """The elements of a JSON list, each with the line on which it begins."""
     try:
         text = data.decode("utf-8-sig")

@@ -32,9 +32,9 @@ class PreferenceDataModule(L.LightningDataModule):
 
     Args:
         tokenizer: a tokenizer, or the folder or hub id of one.
-        train: a JSONL, JSON or Parquet file, a folder saved by `datasets`, or a hub id; or a list of those and of
-            `{path, weight, subset, split, revision}`, where weight is the number of passes over the source per epoch;
-            None to test and predict only.
+        train: a file (JSONL, JSON, CSV, TSV, also compressed; Parquet, Arrow), a glob, a folder, a URL or a hub id; or
+            a list of those and of `{path, weight, subset, split, revision}`, where weight is the number of passes over
+            the source per epoch; None to test and predict only.
         val: a source like `train`; the fraction of distinct prompts to hold out (a prompt is never on both sides);
             several named sources `{name: source}`, which log `val/<name>/...`; or None.
         batch_size: pairs per micro-batch and rank, at most.
@@ -49,7 +49,8 @@ class PreferenceDataModule(L.LightningDataModule):
         wrap: "chat" makes messages of texts: the prompt is the user's, the responses are the assistant's.
         join: text between a text prompt and its responses where neither has a space.
         weight_column, margin_column: columns or paths with a number per row, for the loss.
-        subset, split, revision: of hub data sets in `train` that do not name their own; validation names its own.
+        subset, split, revision: of hub data sets and folders in `train` that do not name their own; validation names
+            its own. A split may be a slice, `train[:1000]`.
         streaming: tokenise during training and keep nothing, for data sets larger than the disk.
         on_bad_row: stop at rows that are not preference pairs, or drop and count them.
         shuffle: a new order each epoch, a function of seed and epoch.

@@ -84,7 +84,7 @@ class TokenStore:
     """A cache of tokenised sources. An entry has one raw file per column and a readable `manifest.json`."""
 
     def __init__(self, folder: str | Path = CACHE_DIR):
-        self.cache = Cache(folder)
+        self.cache = Cache(folder, "data.cache_dir")
 
     def get(self, source: Source, encoder: RowEncoder, num_proc: int, stop_at_bad: bool) -> TokenisedSource:
         """The entry of this source, which is tokenised if there is none.
@@ -179,9 +179,10 @@ def _refuse_bad(bad: list[Bad], kinds: dict[str, int], source: Source) -> None:
     lines = [located(source.where(bad[0].number), bad[0].field, bad[0].message)]
     if more := sum(kinds.values()) - 1:
         counts = ", ".join(f"{n} {kind}" for kind, n in sorted(kinds.items()))
-        numbers = ", ".join(str(b.number) for b in bad[1:6])
-        unit = "lines" if source.is_lines else "rows"
-        lines.append(f"{more} more rows of {source.path} are bad ({counts} in all); first in {unit} {numbers}")
+        rest = [b.number for b in bad[1:6]]
+        numbers = f"in {source.unit} " + ", ".join(str(source.locate(number)[1]) for number in rest)
+        places = numbers if len(source.files) < 2 else "at " + ", ".join(map(source.where, rest))
+        lines.append(f"{more} more rows of {source.path} are bad ({counts} in all); first {places}")
     if set(kinds) != {LOSS}:
         lines.append("correct them, or type data.on_bad_row=drop to drop and count bad rows")
     raise DataError("; ".join(lines))

@@ -40,7 +40,7 @@ SINGLE_PROCESS = SimpleNamespace(global_rank=0, world_size=1, broadcast=lambda v
 
 class ReferenceStore:
     def __init__(self, folder: str | Path):
-        self.cache = Cache(folder)
+        self.cache = Cache(folder, "reference.cache_dir")
 
     def get(
         self,

@@ -14,7 +14,7 @@ from typing import Any
 
 from omegaconf import DictConfig, OmegaConf, open_dict
 
-from lightning_dpo.files import file_sha256
+from lightning_dpo.files import file_sha256, is_saved_table, matching
 from lightning_dpo.safety import secrets
 from lightning_dpo.signatures import leaves
 
@@ -51,6 +51,8 @@ CHANGED_DEFAULTS: dict[tuple[str, Any, Any], tuple[str, str, str]] = {
 
 FILES = ("model.path", "model.tokenizer", "reference.path", "data.train", "data.val", "data.chat_template")
 """Keys that may name files or folders, at any depth below."""
+DATA = ("data.train", "data.val")
+"""Those that may also be globs, or folders whose files are the data."""
 NO_FILES = ("weight", "subset", "split", "revision")
 """Settings of a source other than its path."""
 READ = (".safetensors", ".json", ".jinja", ".model", ".txt", ".py")
@@ -122,7 +124,8 @@ def content(config: Mapping[str, Any]) -> dict[str, str]:
         parent, _, last = key.rpartition(".")
         if last in NO_FILES and f"{parent}.path" in config:
             continue
-        hashes = [digest for path in _paths(value) if (digest := _content(Path(path).expanduser()))]
+        read = _data_content if name in DATA else _content
+        hashes = [digest for path in _paths(value) if (digest := read(Path(path).expanduser()))]
         if hashes:
             found[f"{key} (content)"] = " ".join(hashes)
     return found
@@ -144,6 +147,19 @@ def _content(path: Path) -> str | None:
             return None
         inside = [p for p in path.iterdir() if p.suffix in READ and p.is_file()] + list(path.glob("*/state.json"))
         hashes = [f"{p.relative_to(path)} {_hash(p)}" for p in sorted(inside)]
+        return hashlib.sha256("\n".join(hashes).encode()).hexdigest()[:12]
+    except OSError:
+        return None
+
+
+def _data_content(path: Path) -> str | None:
+    """As _content, also of the files of a glob, and of a folder that `datasets` has not saved."""
+    try:
+        if os.path.isdir(path) and not is_saved_table(path):
+            inside = sorted(p.relative_to(path) for p in path.rglob("*") if p.is_file())
+            hashes = [f"{p} {_hash(path / p)}" for p in inside if not any(part.startswith(".") for part in p.parts)]
+        elif os.path.lexists(path) or not (hashes := [_hash(Path(p)) for p in matching(str(path))]):
+            return _content(path)
         return hashlib.sha256("\n".join(hashes).encode()).hexdigest()[:12]
     except OSError:
         return None

@@ -286,7 +286,7 @@ def test_all_bad_rows_are_counted_by_kind_and_the_first_is_named(read):
         (gzip.compress(row() * 99, mtime=0)[:60], "rows.jsonl.gz", "damaged gzip"),
         (b"PAR0 nothing", "rows.parquet", "not a Parquet file"),
         (b"PAR1 nothing", "rows.parquet", "not a readable Parquet file"),
-        (b"a,b", "rows.csv", "unknown file type '.csv'; allowed: .jsonl"),
+        (b"a,b", "rows.xlsx", "unknown file type '.xlsx'; allowed: .jsonl"),
         (b"[" + row() + b",", "rows.json", "not JSON"),
         (b"[]", "rows.json", "holds no rows"),
         (b"[" + row() + b"\n " + row() + b"]", "rows.json", "rows.json:1: not JSON: expected a comma"),
@@ -303,9 +303,10 @@ def test_a_file_that_cannot_be_read_has_its_own_message(content, name, message, 
 
 def test_a_path_that_does_not_exist_suggests_a_similar_name(tokenizer, tmp_path):
     (tmp_path / "train.jsonl").write_bytes(row())
+    (tmp_path / "empty").mkdir()
     for path, message in (
         (tmp_path / "trian.jsonl", "no such file .did you mean .*train.jsonl"),
-        (tmp_path, "not a folder saved by `datasets`"),
+        (tmp_path / "empty", "holds no file of a known type|any data files"),
         ("org/name", "a hub data set needs a split"),
         ("nothing.jsonl", "no such file"),
     ):

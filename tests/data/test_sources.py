@@ -87,6 +87,30 @@ def test_an_unknown_split_of_a_saved_folder_is_refused(made, reviews):
         data.setup()
 
 
+@pytest.mark.parametrize(
+    ("name", "split", "first", "size"),
+    [
+        ("splits", "train[:10]", 1, 10),
+        ("splits", "train[25%:50%]", 13, 12),
+        ("splits", "test[-2:]", 2, 2),
+        ("saved", "train[40:]", 41, 8),
+    ],
+)
+def test_a_slice_of_a_saved_folder_gives_those_rows_by_their_own_numbers(made, name, split, first, size):
+    (part,) = sources(str(made / name), "data.train", split=split)
+    (whole,) = sources(str(made / name), "data.train", split=split.partition("[")[0] if name == "splits" else None)
+    ((numbers, items), (_, everything)) = (next(source.chunks()) for source in (part, whole))
+    assert (numbers[0], len(items)) == (first, size) and items == everything[first - 1 : first - 1 + size]
+    assert part.where(first).endswith(f"{name}, row {first}")
+    assert part.content() == part.content() != whole.content()
+
+
+def test_another_name_of_a_slice_of_a_saved_folder_is_refused(made):
+    (source,) = sources(str(made / "saved"), "data.train", split="test[:3]")
+    with pytest.raises(DataError, match="split=test.:3.; the folder holds train"):
+        source.content()
+
+
 def test_a_hub_id_takes_subset_split_and_revision(few_reviews, monkeypatch):
     asked = []
     table = datasets.Dataset.from_list([json.loads(line) for line in few_reviews.read_text().splitlines()])

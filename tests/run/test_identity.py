@@ -9,6 +9,21 @@ from lightning_dpo.run import identity
 from lightning_dpo.run.identity import content, differences
 
 
+def test_a_glob_and_a_folder_of_data_are_identified_by_the_content_of_their_files(tmp_path):
+    folder = tmp_path / "birds" / "data"
+    folder.mkdir(parents=True)
+    for name in ("train-0.jsonl", "train-1.csv.xz"):
+        (folder / name).write_text(name)
+    config = {"data.train": f"{folder}/train-*", "data.val": [{"path": str(tmp_path / "birds")}]}
+    before = content(config)
+    (folder / "test-0.jsonl").write_text("another split")
+    assert content(config)["data.train (content)"] == before["data.train (content)"]
+    assert content(config)["data.val (content)"] != before["data.val (content)"]
+    (folder / "train-1.csv.xz").write_text("changed")
+    assert content(config)["data.train (content)"] != before["data.train (content)"]
+    assert not content({"data.train": "https://example.org/train.jsonl", "data.chat_template": f"{folder}/train-*"})
+
+
 def test_files_and_folders_are_identified_by_their_content(tmp_path):
     model = tmp_path / "model"
     model.mkdir()

@@ -32,7 +32,8 @@ def ches_report(model: PreTrainedModel, pairs: PairSet, path: Path) -> dict[str,
             scores[piece.start : piece.stop] = found
             for position, score in zip(piece, found, strict=True):
                 stored, row = pairs.locate(position)
-                writer.writerow((stored.source.path, int(stored.column("number")[row]), f"{score:.6g}"))
+                file, number = stored.source.locate(int(stored.column("number")[row]))
+                writer.writerow((file, number, f"{score:.6g}"))
     highest = np.argsort(-scores, kind="stable")[:SHOWN]
     return {
         "pairs": len(pairs),

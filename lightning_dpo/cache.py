@@ -4,13 +4,15 @@ import hashlib
 import json
 import logging
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, TypeVar
 
 from filelock import FileLock
 from safetensors import SafetensorError
 
+from lightning_dpo.errors import ConfigError
 from lightning_dpo.files import whole_folder
 
 log = logging.getLogger(__name__)
@@ -31,10 +33,20 @@ class Cache:
     def path(self, key: dict[str, Any]) -> Path:
         return self.folder / hashlib.sha256(json.dumps(key, sort_keys=True).encode()).hexdigest()[:32]
 
-    def lock(self, key: dict[str, Any]) -> FileLock:
-        """Held while an entry is read and, if it is missing, written."""
-        self.folder.mkdir(parents=True, exist_ok=True)
-        return FileLock(self.path(key).with_suffix(".lock"))
+    @contextmanager
+    def lock(self, key: dict[str, Any]) -> Iterator[None]:
+        """Held while an entry is read and, if it is missing, written. Errors: ConfigError if it cannot be written."""
+        lock = FileLock(self.path(key).with_suffix(".lock"))
+        try:
+            self.folder.mkdir(parents=True, exist_ok=True)
+            lock.acquire()
+        except OSError as error:
+            found = f"{error.strerror} ({error.filename})"
+            raise ConfigError(f"the cache {self.folder} cannot be written: {found}; type another cache_dir") from None
+        try:
+            yield
+        finally:
+            lock.release()
 
     def read(self, key: dict[str, Any], read: Callable[[Path], T]) -> T | None:
         """The entry; None if it is missing, or damaged and removed."""

@@ -18,6 +18,7 @@ from lightning_dpo.callbacks.saving import Saving
 from lightning_dpo.config.request import Request
 from lightning_dpo.data.report import ReportOptions, ches_page, data_page
 from lightning_dpo.errors import ConfigError
+from lightning_dpo.files import check_writable
 from lightning_dpo.loggers.metrics_csv import MetricsCSV
 from lightning_dpo.loggers.wandb import connect
 from lightning_dpo.models.checks import check_fits
@@ -65,6 +66,8 @@ def build(request: Request, folder: RunFolder, stop: Stop, began: float) -> Part
     L.seed_everything(cfg.seed, verbose=False)
     tokenizer = load_tokenizer(cfg.model.path, cfg.model.trust_remote_code)
     asked = ReportOptions.keys(cfg.data)
+    if not cfg.data.get("streaming"):
+        _check_cache(cfg.data, "data")
     data = instantiate(_without(cfg.data, asked), tokenizer=tokenizer)
     data.setup()
     _check_interval(cfg.trainer, data)
@@ -73,6 +76,7 @@ def build(request: Request, folder: RunFolder, stop: Stop, began: float) -> Part
     report = data_page(data, folder.path, options.report_plot)
     if options.report and not options.report_ches:
         return None
+    _check_cache(cfg.reference, "reference")
     check_fits(config, data.pairs())
     policy = instantiate(cfg.model)
     if options.report_ches:
@@ -106,6 +110,12 @@ def _module(cfg: DictConfig, policy: Any) -> DPOModule:
         scoring=cfg.scoring,
         nonfinite=cfg.nonfinite,
     )
+
+
+def _check_cache(node: DictConfig, group: str) -> None:
+    """Errors: ConfigError if the group's cache folder cannot be written."""
+    if folder := node.get("cache_dir"):
+        check_writable(Path(folder).expanduser(), f"{group}.cache_dir={folder}")
 
 
 def _check_interval(trainer: DictConfig, data: Any) -> None:

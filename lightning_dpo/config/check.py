@@ -11,6 +11,7 @@ from typing import Any
 from omegaconf import DictConfig, OmegaConf, open_dict
 
 from lightning_dpo.config.combinations import check_combinations, check_inside
+from lightning_dpo.config.schema import check_top_level, refuse_empty
 from lightning_dpo.errors import ConfigError
 from lightning_dpo.safety import targets
 from lightning_dpo.safety.secrets import refuse_secret_values
@@ -40,6 +41,8 @@ def check(cfg: DictConfig, choices: Mapping[str, str | None], overrides: list[st
         cfg.update({group: {} for group in OPTIONAL if cfg.get(group) is None})
     OmegaConf.resolve(cfg)
     plain: dict[str, Any] = OmegaConf.to_container(cfg, resolve=False)  # type: ignore[assignment]
+    check_top_level(plain)
+    refuse_empty(plain)
     if without := [group for group in NEEDED if "_target_" not in (plain.get(group) or {})]:
         raise ConfigError(
             f"{without[0]}: a run needs one, and its _target_ is missing; leave out ~{without[0]} or {without[0]}=null"

@@ -24,7 +24,7 @@ from omegaconf import DictConfig, open_dict, read_write
 from lightning_dpo.config.request import Request
 from lightning_dpo.config.resolvers import visible_gpus
 from lightning_dpo.errors import ConfigError
-from lightning_dpo.files import write_json
+from lightning_dpo.files import check_writable, write_json
 from lightning_dpo.run.records import locked, read_record
 from lightning_dpo.run.signals import NUMBERS
 from lightning_dpo.sweep import overrides, workers
@@ -53,13 +53,24 @@ class _Refused(BaseException):
 
 
 class Start(Callback):
-    """Starts the sweep before its first job (`hydra.callbacks` in conf/train.yaml)."""
+    """Starts the sweep before its first job, and checks the folder of a single run before Hydra makes it
+    (`hydra.callbacks` in conf/train.yaml)."""
+
+    def on_run_start(self, config: DictConfig, **kwargs: Any) -> None:
+        with _carried():
+            check_writable(Path(config.output_dir).absolute(), f"output_dir={config.output_dir}")
 
     def on_multirun_start(self, config: DictConfig, **kwargs: Any) -> None:
-        try:
+        with _carried():
             _current.append(_start(config))
-        except Exception as error:
-            raise _Refused(error) from None
+
+
+@contextmanager
+def _carried() -> Iterator[None]:
+    try:
+        yield
+    except Exception as error:
+        raise _Refused(error) from None
 
 
 def _start(config: DictConfig) -> Sweep:
@@ -73,7 +84,7 @@ def _start(config: DictConfig) -> Sweep:
             config.sweep_name = name
             config.hydra.overrides.task.append(f"sweep_name={name}")
     folder = Path(config.hydra.sweep.dir)
-    folder.mkdir(parents=True, exist_ok=True)
+    check_writable(folder, f"hydra.sweep.dir={folder}", ".sweep.lock")
     cleanup, message = ExitStack(), f"{folder}: another sweep is running in this folder; type sweep_name=..."
     cleanup.enter_context(locked(folder / ".sweep.lock", message))
     parsed = overrides.parsed(config)

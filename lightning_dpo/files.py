@@ -54,7 +54,7 @@ def check_writable(folder: Path, setting: str, file: str | None = None) -> None:
             probe.unlink()
     except OSError as error:
         found = f"{error.strerror} ({error.filename if file or error.filename != str(probe) else folder})"
-        raise ConfigError(f"{setting}: {found}; type a folder that can be written") from None
+        raise ConfigError(f"{setting}: {found}; name a folder that can be written") from None
 
 
 def fsync(path: Path) -> None:

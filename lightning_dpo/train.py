@@ -21,6 +21,7 @@ from lightning_dpo.config.request import Request
 from lightning_dpo.config.resolvers import config_folder, register
 from lightning_dpo.config.schema import complete
 from lightning_dpo.config.typed import in_order, readable
+from lightning_dpo.errors import ConfigError, DataError
 from lightning_dpo.run.identity import fingerprint
 from lightning_dpo.run.signals import Stop
 from lightning_dpo.safety import hydra_guard, secrets
@@ -53,7 +54,7 @@ def job(cfg: DictConfig) -> float | None:
     request = Request(cfg, dict(state.runtime.choices), list(state.overrides.task))
     if state.mode == RunMode.MULTIRUN:
         return sweep.job(request, train)
-    with overrides.without_sweep(request):
+    with sweep.carried(ConfigError, DataError), overrides.without_sweep(request):
         return train(request)
 
 

@@ -10,7 +10,7 @@ from typing import Any
 
 from omegaconf import DictConfig, OmegaConf, open_dict
 
-from lightning_dpo.config.combinations import check_combinations, check_inside
+from lightning_dpo.config.combinations import check_combinations, check_inside, expand_home
 from lightning_dpo.config.schema import check_top_level, refuse_empty
 from lightning_dpo.errors import ConfigError
 from lightning_dpo.safety import targets
@@ -40,6 +40,7 @@ def check(cfg: DictConfig, choices: Mapping[str, str | None], overrides: list[st
     with open_dict(cfg):  # for good, as the next line: later code builds what is checked here
         cfg.update({group: {} for group in OPTIONAL if cfg.get(group) is None})
     OmegaConf.resolve(cfg)
+    expand_home(cfg)
     plain: dict[str, Any] = OmegaConf.to_container(cfg, resolve=False)  # type: ignore[assignment]
     check_top_level(plain)
     refuse_empty(plain)

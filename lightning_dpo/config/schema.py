@@ -3,7 +3,7 @@
 import difflib
 import os
 import re
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import MISSING, dataclass, fields
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -97,11 +97,12 @@ def _resolved(cfg: DictConfig, key: str) -> Any:
 
 
 def _check_keys(raw: Mapping[str, Any], cfg: DictConfig) -> None:
-    """A key of one's own is accepted if another value takes it, as in `${name}`."""
+    """A key of one's own is accepted if another value takes it, as in `${name}`, even if that one is overridden."""
     if lacking := [field.name for field in fields(TopLevel) if field.default is MISSING and field.name not in raw]:
         raise ConfigError(f"{lacking[0]}: a run needs it; leave out ~{lacking[0]}")
-    for name in raw:
-        if name in (*KEYS, "hydra") or re.search(rf"\$\{{{re.escape(str(name))}[.\[}}]", str(raw)):
+    for name in [name for name in raw if name not in (*KEYS, "hydra")]:
+        taken = re.compile(rf"\$\{{{re.escape(str(name))}[.\[}}]")
+        if any(map(taken.search, (str(raw), *(text for _, text in _files(cfg))))):
             continue
         if name in cfg.hydra.runtime.choices:
             raise ConfigError(
@@ -118,14 +119,20 @@ def _where(name: str, cfg: DictConfig) -> str:
     for override in cfg.hydra.overrides.task:
         if override.lstrip("+").partition("=")[0].split(".")[0] == name:
             return override
-    files = [f"{group}/{choice}.yaml" for group, choice in cfg.hydra.runtime.choices.items()]
-    for source in cfg.hydra.runtime.config_sources:
-        for path in (Path(source.path, file) for file in (*files, f"{cfg.hydra.job.config_name}.yaml")):
-            lines = path.read_text(encoding="utf-8").splitlines() if path.is_file() else []
-            for number, line in enumerate(lines, 1):
-                if re.match(rf"['\"]?{re.escape(name)}['\"]?\s*:", line):
-                    return f"{path}:{number}: {name}"
+    for path, text in _files(cfg):
+        for number, line in enumerate(text.splitlines(), 1):
+            if re.match(rf"['\"]?{re.escape(name)}['\"]?\s*:", line):
+                return f"{path}:{number}: {name}"
     return name
+
+
+def _files(cfg: DictConfig) -> Iterator[tuple[Path, str]]:
+    """The chosen files of a configuration, and their texts."""
+    chosen = [f"{group}/{choice}" for group, choice in cfg.hydra.runtime.choices.items()]
+    for source in cfg.hydra.runtime.config_sources:
+        for path in (Path(source.path, f"{name}.yaml") for name in (cfg.hydra.job.config_name, *chosen)):
+            if path.is_file():
+                yield path, path.read_text(encoding="utf-8")
 
 
 def refuse_empty(plain: Mapping[str, Any]) -> None:

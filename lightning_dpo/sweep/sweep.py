@@ -49,7 +49,7 @@ _current: list[Sweep] = []
 
 
 class _Refused(BaseException):
-    """Carries an Exception out of a callback: Hydra turns an Exception there into a warning."""
+    """Carries an Exception past Hydra, which makes a warning of it in a callback, and prints a line more in a run."""
 
 
 class Start(Callback):
@@ -57,19 +57,20 @@ class Start(Callback):
     (`hydra.callbacks` in conf/train.yaml)."""
 
     def on_run_start(self, config: DictConfig, **kwargs: Any) -> None:
-        with _carried():
+        with carried(Exception):
             check_writable(Path(config.output_dir).absolute(), f"output_dir={config.output_dir}")
 
     def on_multirun_start(self, config: DictConfig, **kwargs: Any) -> None:
-        with _carried():
+        with carried(Exception):
             _current.append(_start(config))
 
 
 @contextmanager
-def _carried() -> Iterator[None]:
+def carried(*kinds: type[Exception]) -> Iterator[None]:
+    """Carry an error past Hydra to `ending`."""
     try:
         yield
-    except Exception as error:
+    except kinds as error:
         raise _Refused(error) from None
 
 

@@ -59,7 +59,7 @@ FILLED = {
     "samples": ("output_dir",),
     "trainer": ("plugins",),
     "checkpoint": ("folder",),
-    "export": ("policy", "tokenizer", "folder", "card"),
+    "export": ("policy", "tokenizer", "folder", "card", "stop_ids"),
 }
 """Arguments of what a group builds that the run itself passes."""
 

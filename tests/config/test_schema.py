@@ -1,4 +1,4 @@
-"""Top-level keys have types, a misspelt key of a file is found, what the run itself sets is refused, a path is a path."""
+"""Top-level keys have types, a misspelt key of a file is found, what the run sets is refused, a path is a path."""
 
 import pytest
 from hydra import compose, initialize_config_dir

@@ -73,10 +73,11 @@ def build(request: Request, folder: RunFolder, stop: Stop, began: float) -> Part
     _check_interval(cfg.trainer, data)
     start = folder.begin(data.content())
     options = ReportOptions(**asked)
+    if not options.report:
+        _check_cache(cfg.reference, "reference")
     report = data_page(data, folder.path, options.report_plot)
     if options.report and not options.report_ches:
         return None
-    _check_cache(cfg.reference, "reference")
     check_fits(config, data.pairs())
     policy = instantiate(cfg.model)
     if options.report_ches:

@@ -22,8 +22,9 @@ T = TypeVar("T")
 
 DAMAGE = (OSError, ValueError, KeyError, SafetensorError)
 """Errors of reading an entry whose files were truncated or altered."""
-REFUSED = ("EACCES", "EPERM", "EROFS", "ENOSPC", "EDQUOT", "ENOTDIR", "EEXIST", "ENOENT")
-"""Errors of a folder that is read-only, full, a file, or that cannot be made."""
+
+UNNAMED = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES)
+"""Errors of writing to a full or read-only disk, which may name no file."""
 
 
 class Outdated(ValueError):
@@ -48,10 +49,12 @@ class Cache:
             with FileLock(self.path(key).with_suffix(".lock")):
                 yield
         except OSError as error:
-            if errno.errorcode.get(error.errno or 0) not in REFUSED:
+            place, folder = Path(str(error.filename or self.folder)).absolute(), self.folder.absolute()
+            own = place.is_relative_to(folder) or folder.is_relative_to(place)
+            if not own or (error.filename is None and error.errno not in UNNAMED):
                 raise
-            what = f"{self.setting}={self.folder}: the folder cannot be written: {error}"
-            raise DataError(f"{what}; type {self.setting}=... for another") from error
+            what = f"{self.setting}={self.folder}: {error.strerror or error} ({place})"
+            raise DataError(f"{what}; name a folder that can be written") from error
 
     def read(self, key: dict[str, Any], read: Callable[[Path], T]) -> T | None:
         """The entry; None if it is missing, or damaged or outdated and removed."""

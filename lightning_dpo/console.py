@@ -17,8 +17,8 @@ from lightning_dpo.errors import EXIT_CODES
 log = logging.getLogger(__name__)
 console = Console(highlight=False, markup=False)  # paths and texts may hold square brackets
 
-NOISY = ("torchao", "torch.utils._pytree")
-"""Loggers that warn about a file each at every start where torchao is installed."""
+NOISY = ("torchao", "torch.utils._pytree", "matplotlib")
+"""Loggers that warn at every start where torchao is installed, or where the home folder is read-only."""
 
 IGNORED = (
     ".*LeafSpec.*",  # torch 2.13 about Lightning

@@ -12,6 +12,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from lightning_dpo.errors import ConfigError
+
 
 @contextmanager
 def whole_folder(final: Path) -> Iterator[Path]:
@@ -33,6 +35,26 @@ def whole_folder(final: Path) -> Iterator[Path]:
     except BaseException:
         shutil.rmtree(temporary, ignore_errors=True)
         raise
+
+
+def check_writable(folder: Path, setting: str, file: str | None = None) -> None:
+    """Make a folder, if there is none.
+
+    Args:
+        setting: the key and its value, for the message.
+        file: made in the folder and kept; None: one is made and removed.
+
+    Errors: ConfigError if the folder cannot be made, or no file can be made in it.
+    """
+    probe = folder / (file or f".{uuid.uuid4().hex[:8]}")
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        probe.touch()
+        if file is None:
+            probe.unlink()
+    except OSError as error:
+        found = f"{error.strerror} ({error.filename if file or error.filename != str(probe) else folder})"
+        raise ConfigError(f"{setting}: {found}; name a folder that can be written") from None
 
 
 def fsync(path: Path) -> None:

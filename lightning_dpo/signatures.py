@@ -109,6 +109,8 @@ def describe(hint: Any) -> str:
         int: "a whole number",
         str: "a text",
         bool: "true or false",
+        dict: "a mapping",
+        Path: "a path",
         type(None): "null",
     }
     return words.get(hint, getattr(hint, "__name__", str(hint)))

@@ -19,6 +19,9 @@ from lightning_dpo.config.check import check
 from lightning_dpo.config.explain import explained
 from lightning_dpo.config.request import Request
 from lightning_dpo.config.resolvers import config_folder, register
+from lightning_dpo.config.schema import complete
+from lightning_dpo.config.typed import in_order, readable
+from lightning_dpo.errors import ConfigError, DataError
 from lightning_dpo.run.identity import fingerprint
 from lightning_dpo.run.signals import Stop
 from lightning_dpo.safety import hydra_guard, secrets
@@ -27,7 +30,8 @@ from lightning_dpo.sweep import overrides, sweep
 if TYPE_CHECKING:
     from lightning_dpo.config.build import Parts
 
-hydra_guard.install(config_folder(), register)  # on import, because workers of a launcher import this module first
+# on import, because workers of a launcher import this module first
+hydra_guard.install(config_folder(), register, readable, complete)
 secrets.protect_worker()
 
 
@@ -35,6 +39,7 @@ def main() -> None:
     """The command."""
     os.environ.setdefault("HYDRA_FULL_ERROR", "1")  # otherwise Hydra prints its errors itself and exits with 1
     console.quiet_imports()
+    sys.argv[1:] = in_order(sys.argv[1:])
     typed = [argument for argument in sys.argv[1:] if not argument.startswith("-")]
     with secrets.protected_output(), console.exit_codes(), hydra_guard.command(), explained(typed), sweep.ending():
         secrets.refuse_secrets(typed)
@@ -49,7 +54,7 @@ def job(cfg: DictConfig) -> float | None:
     request = Request(cfg, dict(state.runtime.choices), list(state.overrides.task))
     if state.mode == RunMode.MULTIRUN:
         return sweep.job(request, train)
-    with overrides.without_sweep(request):
+    with sweep.carried(ConfigError, DataError), overrides.without_sweep(request):
         return train(request)
 
 

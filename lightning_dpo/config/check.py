@@ -10,7 +10,8 @@ from typing import Any
 
 from omegaconf import DictConfig, OmegaConf, open_dict
 
-from lightning_dpo.config.combinations import check_combinations, check_inside
+from lightning_dpo.config.combinations import check_combinations, check_inside, expand_home
+from lightning_dpo.config.schema import check_top_level, refuse_empty
 from lightning_dpo.errors import ConfigError
 from lightning_dpo.safety import targets
 from lightning_dpo.safety.secrets import refuse_secret_values
@@ -39,7 +40,10 @@ def check(cfg: DictConfig, choices: Mapping[str, str | None], overrides: list[st
     with open_dict(cfg):  # for good, as the next line: later code builds what is checked here
         cfg.update({group: {} for group in OPTIONAL if cfg.get(group) is None})
     OmegaConf.resolve(cfg)
+    expand_home(cfg)
     plain: dict[str, Any] = OmegaConf.to_container(cfg, resolve=False)  # type: ignore[assignment]
+    check_top_level(plain)
+    refuse_empty(plain)
     if without := [group for group in NEEDED if "_target_" not in (plain.get(group) or {})]:
         raise ConfigError(
             f"{without[0]}: a run needs one, and its _target_ is missing; leave out ~{without[0]} or {without[0]}=null"

@@ -5,6 +5,8 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
+from omegaconf import DictConfig, OmegaConf
+
 from lightning_dpo.errors import ConfigError
 from lightning_dpo.signatures import leaves, nodes
 
@@ -43,10 +45,22 @@ PATHS = ("save_dir", "root_dir", "default_root_dir", "dirpath", "dir", "log_dir"
 """Arguments that name a file or a folder; `name` and `version` do too, except for W&B."""
 
 
+INSIDE = ("logger", "callbacks", "trainer")
+"""Groups whose parts write into the run's folder."""
+
+
+def expand_home(cfg: DictConfig) -> None:
+    """Expand `~` in the paths of a logger, a callback or a profiler: some would make a folder of that name."""
+    plain: Any = OmegaConf.to_container(cfg)
+    for path, node in nodes({group: plain[group] for group in INSIDE if plain.get(group)}, lists=False):
+        if path.rpartition(".")[2] in PATHS and str(node).startswith("~"):
+            OmegaConf.update(cfg, path, os.path.expanduser(node))
+
+
 def check_inside(cfg: dict[str, Any]) -> None:
     """Errors: ConfigError for a logger, a callback or a profiler that would write outside the run's folder."""
     top = Path(cfg["output_dir"]).absolute()
-    for path, node in nodes({k: cfg[k] for k in ("logger", "callbacks", "trainer") if cfg.get(k)}):
+    for path, node in nodes({k: cfg[k] for k in INSIDE if cfg.get(k)}):
         target = str(node.get("_target_", "")) if isinstance(node, dict) else ""
         names = PATHS if target.endswith("WandbLogger") else (*PATHS, "name", "version")
         for name in names if target else ():

@@ -11,11 +11,14 @@ from omegaconf.errors import ConfigAttributeError, ConfigKeyError, OmegaConfBase
 
 from lightning_dpo.config.check import SPECIAL
 from lightning_dpo.config.resolvers import config_folder
+from lightning_dpo.config.typed import readable, remedy
 from lightning_dpo.errors import ConfigError
 from lightning_dpo.signatures import nodes
 
 NO_NAME = "Config group override must be a string or a list"
 """Start of Hydra's error for `loss=null`, which has no attributes."""
+NO_LOG = "Unable to configure handler"
+"""Start of the error of Python's logging for a log file that cannot be opened."""
 
 
 @contextmanager
@@ -26,6 +29,8 @@ def explained(overrides: list[str]) -> Iterator[None]:
     except (HydraException, OmegaConfBaseException) as error:
         raise ConfigError(explain(error, overrides)) from None
     except ValueError as error:
+        if isinstance(cause := error.__cause__, OSError) and str(error).startswith(NO_LOG):
+            raise ConfigError(f"output_dir: {cause.strerror} ({cause.filename}); type another folder") from None
         if not str(error).startswith(NO_NAME):
             raise
         raise ConfigError(explain(error, overrides)) from None
@@ -33,25 +38,30 @@ def explained(overrides: list[str]) -> Iterator[None]:
 
 def explain(error: BaseException, overrides: list[str]) -> str:
     """The error in one line."""
-    text = " ".join(line.strip() for line in str(error).splitlines() if line.strip() and "full_key" not in line)
-    text = text.split(" Config search path")[0]
+    text = _one_line(error).split(" Config search path")[0]
     typed = {override.partition("=")[0].lstrip("+~"): override for override in overrides}
     cause = error.__cause__
     if "Could not delete 'logger'" in text:
         return "~logger: it is a list of choices; type logger=[] or logger=csv, which write metrics.csv alone"
     if isinstance(error, OverrideParseException):
-        return f"{error.override}: {text}"
+        shown = next((o for o in overrides if readable(o) == error.override), error.override)
+        return f"{shown}: Hydra cannot read it; {remedy(shown) or text}"
     if isinstance(error, MissingConfigException):
         group, _, name = (error.missing_cfg_file or "").rpartition("/")
         if group == "hydra/launcher" and name.startswith(("joblib", "submitit")):
             return f"launcher={name} needs a plugin: pip install 'lightning-dpo[sweep]', or type launcher=local"
         return f"{typed[group]}: {text}" if group in typed else text
-    if isinstance(error, ValueError):
+    if text.startswith(NO_NAME):
         override = next((o for key, o in typed.items() if o.endswith("=null") and _choices(key)), text)
         return f"{override}: a group takes a name; allowed: {', '.join(_choices(override.partition('=')[0]))}"
     if isinstance(cause, ConfigAttributeError | ConfigKeyError) and cause.full_key in typed:
         return _no_such_key(str(cause.full_key), typed)
-    return text if cause is None or str(cause).splitlines()[:1] == text.splitlines()[:1] else f"{text} ({cause})"
+    return text if cause is None or _one_line(cause) == text else f"{text} ({_one_line(cause)})"
+
+
+def _one_line(error: BaseException) -> str:
+    lines = (line.strip() for line in str(error).splitlines())
+    return " ".join(line for line in lines if line and not line.startswith(("full_key", "object_type")))
 
 
 def _no_such_key(key: str, typed: dict[str, str]) -> str:

@@ -18,7 +18,7 @@ from lightning_dpo.data.loader import check_trainer, default_workers, loader
 from lightning_dpo.data.position import Limits, Position
 from lightning_dpo.data.sampler import EpochSampler
 from lightning_dpo.data.sets import PairSet, split_by_prompt
-from lightning_dpo.data.sources import Source, sources
+from lightning_dpo.data.sources import Source, sources, validation_sources
 from lightning_dpo.data.store import CACHE_DIR, TokenisedSource, TokenStore
 from lightning_dpo.data.stream import PairStream, StreamLoader, batch_of_records, check_streaming
 from lightning_dpo.data.tokenize import PairTokenizer
@@ -32,15 +32,13 @@ class PreferenceDataModule(L.LightningDataModule):
 
     Args:
         tokenizer: a tokenizer, or the folder or hub id of one.
-        train: a file (JSONL, JSON, CSV, TSV, also compressed; Parquet, Arrow), a glob, a folder, a URL or a hub id; or
-            a list of those and of `{path, weight, subset, split, revision}`, where weight is the number of passes over
-            the source per epoch; None to test and predict only.
+        train: a file (JSONL, JSON, CSV, TSV, also compressed; Parquet, Arrow), glob, folder, URL or hub id; or a list
+            of those and of `{path, weight, subset, split, revision}`, where weight is passes per epoch; None: no fit.
         val: a source like `train`; the fraction of distinct prompts to hold out (a prompt is never on both sides);
             several named sources `{name: source}`, which log `val/<name>/...`; or None.
         batch_size: pairs per micro-batch and rank, at most.
         max_tokens: prompt, chosen and rejected tokens per micro-batch and rank, at most; None: no limit.
-        max_length: longest prompt + response, tokens. A longer response is truncated on the right. A pair whose prompt
-            alone fills it is dropped and counted. None: no limit.
+        max_length: longest prompt + response, tokens; None: no limit. Longer responses are truncated on the right.
         max_prompt_length: longest prompt, tokens. Truncated on the left, after the system message. None: no limit.
         turns: which assistant turns of a multi-turn response are trained.
         ranked: which pairs a ranked list of responses gives.
@@ -49,8 +47,7 @@ class PreferenceDataModule(L.LightningDataModule):
         wrap: "chat" makes messages of texts: the prompt is the user's, the responses are the assistant's.
         join: text between a text prompt and its responses where neither has a space.
         weight_column, margin_column: columns or paths with a number per row, for the loss.
-        subset, split, revision: of hub data sets and folders in `train` that do not name their own; validation names
-            its own. A split may be a slice, `train[:1000]`.
+        subset, split, revision: of hub data sets and folders in `train` without their own; `train[:1000]` is a split.
         streaming: tokenise during training and keep nothing, for data sets larger than the disk.
         on_bad_row: stop at rows that are not preference pairs, or drop and count them.
         shuffle: a new order each epoch, a function of seed and epoch.
@@ -133,26 +130,21 @@ class PreferenceDataModule(L.LightningDataModule):
             return
         if self.train is None and (stage == "fit" or isinstance(self.val, float)):
             raise DataError(f"data.train=null with data.val={self.val}: there are no pairs to train on or to split")
-        train = None if self.streaming or self.train is None else self._pairs(self.sources, f"data.train={self.train}")
+        train = None if self.streaming or self.train is None else self._pairs(self.sources, "data.train")
         if isinstance(self.val, float) and train is not None:
             self.train_pairs, self.val_sets["val"] = split_by_prompt(train.parts, self.val)
             return
-        named = self.val if isinstance(self.val, Mapping) and "path" not in self.val else {"": self.val}
-        for name, entries in named.items():
-            if entries is None:
-                continue
-            held_out = sources(entries, f"data.val.{name}" if name else "data.val")
-            if weighted := [source.path for source in held_out if source.weight != 1]:
-                raise DataError(f"data.val: the weight of {weighted[0]} would be ignored; each pair counts once")
-            self.val_sets[f"val/{name}" if name else "val"] = self._pairs(held_out, f"data.val={entries}")
+        for name, held_out in validation_sources(self.val).items():
+            self.val_sets[name] = self._pairs(held_out, f"data.{name.replace('/', '.')}")
         self.train_pairs = train
 
-    def _pairs(self, found: list[Source], setting: str) -> PairSet:
+    def _pairs(self, found: list[Source], key: str) -> PairSet:
         encoder = RowEncoder(self.format, self.encoder)
         pairs = PairSet([self.store.get(source, encoder, self.num_proc, self.stop_at_bad) for source in found])
         if len(pairs) == 0:
-            counts = (part.manifest[name] for part in pairs.parts for name in ("dropped", "bad_kinds"))
-            raise DataError(f"{setting}: no usable pairs; dropped: {dict(sum(map(Counter, counts), Counter()))}")
+            counts = (Counter(part.manifest[what]) for part in pairs.parts for what in ("dropped", "bad_kinds"))
+            paths = ", ".join(source.path for source in found)
+            raise DataError(f"{key}={paths}: no usable pairs; dropped: {dict(sum(counts, Counter()))}")
         return pairs
 
     def sets(self) -> dict[str, PairSet]:

@@ -130,6 +130,20 @@ def sources(entries: Any, key: str, **hub: str | None) -> list[Source]:
     return found
 
 
+def validation_sources(val: Any) -> dict[str, list[Source]]:
+    """The sources of each validation set, `val` or `val/<name>`, from one source, several named ones, or None.
+
+    Errors: DataError, see `sources`, and for weights.
+    """
+    found = {}
+    for name, entries in (val if isinstance(val, Mapping) and "path" not in val else {"": val}).items():
+        if entries is not None:
+            held_out = found[f"val/{name}" if name else "val"] = sources(entries, f"data.val.{name}".rstrip("."))
+            if weighted := [source.path for source in held_out if source.weight != 1]:
+                raise DataError(f"data.val: the weight of {weighted[0]} would be ignored; each pair counts once")
+    return found
+
+
 def _source(entry: Any, key: str, hub: Mapping[str, str | None]) -> Source:
     options: dict[str, Any] = dict(entry) if isinstance(entry, Mapping) else {"path": str(entry)}
     if unknown := set(options) - set(OPTIONS):

@@ -9,9 +9,11 @@ from pathlib import Path
 
 import wandb
 from lightning.pytorch.loggers import Logger, WandbLogger
+from wandb.env import get_data_dir
 from wandb.errors import CommError, UsageError
 
 from lightning_dpo.errors import ConfigError
+from lightning_dpo.files import check_writable
 
 log = logging.getLogger(__name__)
 
@@ -35,6 +37,9 @@ def connect(build: Callable[..., Logger], resumes: bool = False) -> Logger:
     if isinstance(logger, WandbLogger):
         if resumes and logger.version is None and (run := _last_run(Path(logger.save_dir or "."))):
             return connect(partial(build, id=run))
+        if logger._wandb_init.get("mode") != "disabled":
+            data = get_data_dir()  # tables are kept there until they are in the run
+            check_writable(Path(data), f"WANDB_DATA_DIR={data} of logger=wandb")
         try:
             _start(logger)
         except UNREACHABLE as error:

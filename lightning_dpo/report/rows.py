@@ -145,6 +145,24 @@ def _repeats(values: dict[str, list[str | None]], key: str, other: str) -> bool:
     return same_name and all(a is None or a == b for a, b in zip(values[key], values[other], strict=True))
 
 
+def shown(value: Any) -> Any:
+    """A value of a configuration as a table shows it: a list or a mapping as it is typed.
+
+    >>> shown([0.9, 0.95]), shown({"path": "a.jsonl", "weight": None}), shown(0.5)
+    ('[0.9,0.95]', '{path:a.jsonl,weight:null}', 0.5)
+    """
+    if not isinstance(value, list | dict):
+        return value
+    plain = {None: "null", True: "true", False: "false"}
+
+    def text(member: Any) -> str:
+        return plain[member] if member is None or isinstance(member, bool) else str(shown(member))
+
+    if isinstance(value, list):
+        return f"[{','.join(map(text, value))}]"
+    return f"{{{','.join(f'{key}:{text(member)}' for key, member in value.items())}}}"
+
+
 def scores(runs: list[Run]) -> list[str]:
     """The names of the scorers' numbers, `reward` first."""
     names = {name.removeprefix(SAMPLES): None for run in runs for name in run.end if name.startswith(SAMPLES)}
@@ -177,7 +195,7 @@ def table(runs: list[Run]) -> list[Row]:
     """One row per run: its name and state, the keys that differ, its results. Empty columns are left out."""
     keys, names = differing(runs), scores(runs)
     rows = [
-        {"run": run.name, "state": run.state, **{k: run.config.get(k) for k in keys}, **results(run, names)}
+        {"run": run.name, "state": run.state, **{k: shown(run.config.get(k)) for k in keys}, **results(run, names)}
         for run in runs
     ]
     columns = [k for k in {k: None for row in rows for k in row} if any(row.get(k) is not None for row in rows)]
@@ -206,7 +224,10 @@ def points(runs: list[Run]) -> list[Point]:
     groups: dict[tuple[str, float | None], list[Run]] = {}
     for run in runs:
         if run.done:
-            line = [str(run.config.get("loss", "runs")), *(f"{k}={run.config[k]}" for k in keys if k in run.config)]
+            line = [
+                str(run.config.get("loss", "runs")),
+                *(f"{k}={shown(run.config[k])}" for k in keys if k in run.config),
+            ]
             beta = run.config.get("beta")
             groups.setdefault((" ".join(line), None if beta is None else float(beta)), []).append(run)
     found = []

@@ -15,7 +15,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from lightning_dpo.console import say
 from lightning_dpo.errors import ConfigError
-from lightning_dpo.files import whole_folder, write_json
+from lightning_dpo.files import check_writable, whole_folder, write_json
 from lightning_dpo.loggers.metrics_csv import MetricsCSV
 from lightning_dpo.models.export import export
 from lightning_dpo.module import DPOModule
@@ -46,11 +46,7 @@ class RunFolder:
         self.path = Path(cfg.output_dir).absolute()
         self.cfg = cfg
         self.config = {k: v for k, v in config.items() if not may_change(k, "resume")}
-        try:
-            self.path.mkdir(parents=True, exist_ok=True)
-            (self.path / LOCK).touch()
-        except OSError as error:
-            raise ConfigError(f"output_dir={cfg.output_dir}: {error.strerror} ({error.filename})") from None
+        check_writable(self.path, f"output_dir={cfg.output_dir}", LOCK)
 
     def locked(self) -> AbstractContextManager[None]:
         """Errors: ConfigError if another process runs here."""

@@ -40,7 +40,9 @@ def command() -> Iterator[None]:
             os.environ[COMMAND] = previous
 
 
-def install(conf: str, prepare: Callable[[], None]) -> None:
+def install(
+    conf: str, prepare: Callable[[], None], readable: Callable[[str], str], complete: Callable[[DictConfig], None]
+) -> None:
     """From now on, check this project's configurations whenever this process composes one. Hydra sets up logging,
     callbacks and the launcher before the first line of a run, so there is no later place for it. Configurations of
     other Hydra applications pass untouched.
@@ -48,6 +50,8 @@ def install(conf: str, prepare: Callable[[], None]) -> None:
     Args:
         conf: the folder of this project's configurations.
         prepare: called before one of those is composed.
+        readable: an override as it is typed -> as Hydra reads it.
+        complete: called with each composed configuration that has passed.
     """
     compose, find = ConfigLoaderImpl.load_configuration, ConfigRepository.initialize_sources
     if hasattr(compose, "__wrapped__"):
@@ -59,12 +63,14 @@ def install(conf: str, prepare: Callable[[], None]) -> None:
 
     @wraps(compose)
     def checked(self: ConfigLoaderImpl, *args: Any, **kwargs: Any) -> DictConfig:
-        arguments = inspect.signature(compose).bind(self, *args, **kwargs).arguments
+        call = inspect.signature(compose).bind(self, *args, **kwargs)
+        arguments = call.arguments
         if not is_ours(self.config_search_path) or arguments["config_name"] is None:  # None: `--hydra-help`
             return compose(self, *args, **kwargs)
         prepare()
+        arguments["overrides"] = [readable(override) for override in arguments["overrides"]]
         try:
-            cfg = compose(self, *args, **kwargs)
+            cfg = compose(*call.args, **call.kwargs)
         except KeyError as error:
             if not _in_environ(error):
                 raise
@@ -72,6 +78,7 @@ def install(conf: str, prepare: Callable[[], None]) -> None:
         _check_typed(cfg, arguments["overrides"])
         check(cfg)
         _check_secrets(cfg)
+        complete(cfg)
         return cfg
 
     @wraps(find)

@@ -32,6 +32,8 @@ KEY = re.compile(
 SHORTEST = 6
 """Characters; a shorter value would redact ordinary words."""
 
+QUERY = re.compile(r"://\S*[?&][\w-]*(token|key|secret|signature|sig|password|credential)[\w-]*=", re.IGNORECASE)
+"""A query of a URL that gives access to a file."""
 IN_URL = re.compile(r"(?<=://)[^\s/@:]+:[^\s/@]+(?=@)")
 
 
@@ -56,9 +58,10 @@ def escaped(text: str) -> str:
 
 
 def holder(text: str) -> str | None:
-    """The variable whose value the text contains, or "a URL's password"; None: no secret."""
-    if IN_URL.search(text):
-        return "a URL's password"
+    """The variable whose value the text contains, or the part of a URL that is a secret; None: no secret."""
+    for part, found in (("password", IN_URL), ("query", QUERY)):
+        if found.search(text):
+            return f"a URL's {part}"
     return next((name for name, value in secrets().items() if value in text), None)
 
 

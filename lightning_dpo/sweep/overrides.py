@@ -2,7 +2,6 @@
 
 import logging
 import math
-import re
 import shlex
 import shutil
 import sys
@@ -15,6 +14,7 @@ from hydra.core.override_parser.types import Override, ValueType
 from omegaconf import DictConfig, OmegaConf
 
 from lightning_dpo.config.request import Request
+from lightning_dpo.config.typed import quoted
 from lightning_dpo.errors import ConfigError, OutOfTime
 from lightning_dpo.run.signals import Interrupted
 
@@ -66,18 +66,6 @@ def grid_size(overrides: Sequence[Override], config: DictConfig) -> int | None:
     if not grid or any(o.value_type == ValueType.GLOB_CHOICE_SWEEP for o in overrides):
         return None
     return math.prod(len(list(o.sweep_string_iterator())) for o in overrides if o.is_sweep_override())
-
-
-def quoted(value: str) -> str:
-    r"""A value, quoted where necessary for Hydra's command line.
-
-    >>> quoted("outputs/a-1"), quoted("my runs/it's, b\\")
-    ('outputs/a-1', "'my runs/it\\'s, b\\\\'")
-    """
-    if re.fullmatch(r"[\w./:-]+", value, re.ASCII):
-        return value
-    inside = re.sub(r"(\\*)('|$)", lambda found: found[1] * 2 + ("\\'" if found[2] else ""), value)
-    return f"'{inside}'"
 
 
 def typed_line(*more: str) -> str:

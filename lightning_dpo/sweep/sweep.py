@@ -24,7 +24,7 @@ from omegaconf import DictConfig, open_dict, read_write
 from lightning_dpo.config.request import Request
 from lightning_dpo.config.resolvers import visible_gpus
 from lightning_dpo.errors import ConfigError
-from lightning_dpo.files import write_json
+from lightning_dpo.files import check_writable, write_json
 from lightning_dpo.run.records import locked, read_record
 from lightning_dpo.run.signals import NUMBERS
 from lightning_dpo.sweep import overrides, workers
@@ -49,17 +49,29 @@ _current: list[Sweep] = []
 
 
 class _Refused(BaseException):
-    """Carries an Exception out of a callback: Hydra turns an Exception there into a warning."""
+    """Carries an Exception past Hydra, which makes a warning of it in a callback, and prints a line more in a run."""
 
 
 class Start(Callback):
-    """Starts the sweep before its first job (`hydra.callbacks` in conf/train.yaml)."""
+    """Starts the sweep before its first job, and checks the folder of a single run before Hydra makes it
+    (`hydra.callbacks` in conf/train.yaml)."""
+
+    def on_run_start(self, config: DictConfig, **kwargs: Any) -> None:
+        with carried(Exception):
+            check_writable(Path(config.output_dir).absolute(), f"output_dir={config.output_dir}")
 
     def on_multirun_start(self, config: DictConfig, **kwargs: Any) -> None:
-        try:
+        with carried(Exception):
             _current.append(_start(config))
-        except Exception as error:
-            raise _Refused(error) from None
+
+
+@contextmanager
+def carried(*kinds: type[Exception]) -> Iterator[None]:
+    """Carry an error past Hydra to `ending`."""
+    try:
+        yield
+    except kinds as error:
+        raise _Refused(error) from None
 
 
 def _start(config: DictConfig) -> Sweep:
@@ -73,7 +85,7 @@ def _start(config: DictConfig) -> Sweep:
             config.sweep_name = name
             config.hydra.overrides.task.append(f"sweep_name={name}")
     folder = Path(config.hydra.sweep.dir)
-    folder.mkdir(parents=True, exist_ok=True)
+    check_writable(folder, f"hydra.sweep.dir={folder}", ".sweep.lock")
     cleanup, message = ExitStack(), f"{folder}: another sweep is running in this folder; type sweep_name=..."
     cleanup.enter_context(locked(folder / ".sweep.lock", message))
     parsed = overrides.parsed(config)

@@ -244,7 +244,10 @@ def test_the_file_of_a_wrong_value_is_named():
         ("data.qqqq=1", "data.qqqq=1: no such key; allowed: data.train, data.val, data.batch_size"),
         ("loss=ip0", "hinge ipo kto_pair"),
         ("logger=null", "logger=null: a group takes a name; allowed: csv, tensorboard, wandb"),
-        ("seed=[1", "seed=[1"),
+        ("seed=[1", "seed=[1: Hydra cannot read it; put double quotes around each text in it"),
+        ("data.train=a (1).jsonl", "data.train=a (1).jsonl: Hydra cannot read it; type 'data.train=\"a (1).jsonl\"'"),
+        ("data.train=[~/a b#]", "data.train=[~/a b#]: Hydra cannot read it; type 'data.train=[\"~/a b#\"]'"),
+        ("callbacks=[1]", "Error merging override callbacks=[1] (Cannot merge DictConfig with ListConfig)"),
         ("~logger", "~logger: it is a list of choices; type logger=[] or logger=csv"),
     ],
 )

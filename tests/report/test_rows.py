@@ -6,6 +6,7 @@ from statistics import stdev
 import pytest
 from filelock import FileLock
 
+from lightning_dpo.report import page, terminal
 from lightning_dpo.report.rows import differing, points, read, table
 from tests.report import folders
 
@@ -115,3 +116,19 @@ def test_truncated_files_are_read_as_far_as_possible(tmp_path):
     assert len(read(tmp_path)[0].samples()) == 4
     (folder / "summary.json").write_text('{"metr')
     assert read(tmp_path)[0].state == "unfinished"
+
+
+def test_lists_and_mappings_that_differ_are_shown_as_typed(tmp_path, capsys):
+    for name, betas in (("a", "[0.9, 0.95]"), ("b", "[0.9, 0.999]")):
+        train = f"[{{path: {name}.jsonl, weight: 2}}]"
+        folders.run(tmp_path / name, more=f"  more: {train}\noptimizer:\n  betas: {betas}\n")
+    runs = read(tmp_path)
+    first, second = table(runs)
+    assert first["optimizer.betas"] == "[0.9,0.95]" and second["data.more"] == "[{path:b.jsonl,weight:2}]"
+    assert {p.line for p in points(runs)} == {
+        "dpo data.more=[{path:a.jsonl,weight:2}] optimizer.betas=[0.9,0.95]",
+        "dpo data.more=[{path:b.jsonl,weight:2}] optimizer.betas=[0.9,0.999]",
+    }
+    terminal.show(tmp_path)
+    assert "[0.9,0.999]" in capsys.readouterr().out
+    assert "[0.9,0.95]" in page.write(tmp_path).read_text()

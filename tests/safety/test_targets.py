@@ -395,11 +395,17 @@ def test_a_secret_typed_into_any_key_is_refused(command, tmp_path, secrets):
 
 
 @pytest.mark.parametrize("typed", [True, False])
-def test_a_password_in_a_url_is_refused_without_repeating_it(typed):
-    override = "+logger.wandb.settings.https_proxy='http://bob:hunter2pw@proxy:3128'"
+@pytest.mark.parametrize(
+    ("override", "part"),
+    [
+        ("+logger.wandb.settings.https_proxy='http://bob:hunter2pw@proxy:3128'", "password"),
+        ("data.train='https://example.org/pairs.jsonl?X-Signature=hunter2pw'", "query"),
+    ],
+)
+def test_a_secret_in_a_url_is_refused_without_repeating_it(override, part, typed):
     with pytest.raises(ConfigError) as error:
         secrets_.refuse_secrets([override]) if typed else check(override)
-    assert "holds the value of a URL's password" in str(error.value) and "hunter2pw" not in str(error.value)
+    assert f"holds the value of a URL's {part}" in str(error.value) and "hunter2pw" not in str(error.value)
 
 
 def test_ordinary_variables_are_no_secrets(monkeypatch):

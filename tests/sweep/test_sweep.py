@@ -2,10 +2,12 @@
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import psutil
 import pytest
@@ -229,3 +231,18 @@ def test_every_job_of_a_stopped_sweep_is_saved_whichever_worker_ends_first(short
     output = (tmp_path / "output").read_text()
     assert "stopped; continue with:" in output and "jobs failed" not in output
     assert not [p for p in psutil.process_iter() if p.ppid() == process.pid], "no worker is left"
+
+
+def test_a_sweep_over_lists_in_the_home_folder_with_options_between_ends_in_its_report(command, short, few_reviews):
+    home = Path.home()
+    shutil.copy(few_reviews, home / "few.jsonl")
+    options = [s for s in short if not s.startswith(("output_dir", "data.train"))] + ["trainer.max_steps=1"]
+    lists = ["optimizer.betas=[0.9,0.95],[0.9,0.999]", "samples.n=0", "logger=csv", "hydra.sweep.dir=~/of lists"]
+    code, output = command(*options, "-m", "data.train=[~/few.jsonl]", *lists)
+    assert code == 0, output
+    assert "[0.9,0.95]" in output.split("held out")[1] and "unhashable" not in output
+    assert sorted(p.parent.name for p in (home / "of lists").glob("*/summary.json")) == [
+        "optimizer.betas-0.9-0.95",
+        "optimizer.betas-0.9-0.999",
+    ]
+    assert "[0.9,0.999]" in (home / "of lists" / "report.html").read_text()

@@ -8,13 +8,13 @@ from typing import Any
 
 import lightning as L
 import torch
-from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
 
 from lightning_dpo.callbacks.alarms import CollapseWarning, DisplacementWarning, RoundingWarning
 from lightning_dpo.callbacks.best import Best
 from lightning_dpo.callbacks.progress_bar import PairProgressBar
 from lightning_dpo.callbacks.saving import Saving
+from lightning_dpo.config.instantiation import instantiate
 from lightning_dpo.config.request import Request
 from lightning_dpo.data.report import ReportOptions, ches_page, data_page
 from lightning_dpo.errors import ConfigError

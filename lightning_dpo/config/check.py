@@ -148,11 +148,11 @@ def _one_pair(reference: bool, margin: bool) -> Any:
 def _check_built(cfg: DictConfig, choices: Mapping[str, str | None]) -> None:
     """Build what is cheap, so that it refuses its arguments before any weight loads."""
     import torch
-    from hydra.utils import instantiate
 
     from lightning_dpo.callbacks.alarms import CollapseWarning
     from lightning_dpo.callbacks.best import Best
     from lightning_dpo.config.build import build_scheduler
+    from lightning_dpo.config.instantiation import instantiate
     from lightning_dpo.models.export import export
     from lightning_dpo.module import DPOModule
     from lightning_dpo.optim import check_optimizer, describe

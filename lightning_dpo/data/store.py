@@ -27,7 +27,7 @@ log = logging.getLogger(__name__)
 
 FORMAT = 2
 """Part of every key. Increase it when rows are read or encoded differently, so that old entries are not used."""
-READER = 3
+READER = 4
 """Version of the code that reads rows. Entries of others are written again, under the same name: names are part of the
 identity of runs, which stay the same runs if their tokens do."""
 CACHE_DIR = "~/.cache/lightning_dpo/tokens"

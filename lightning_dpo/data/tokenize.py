@@ -91,9 +91,13 @@ class PairTokenizer:
             if isinstance(texts, BadRow):
                 answers.append(texts)
                 continue
-            notes = tuple(dict.fromkeys(note for side in (row, *texts[1:]) for note in side.notes))
+            found = dict.fromkeys(note for side in (row, *texts[1:]) for note in side.notes)
+            encoded = [next(ids) for _ in texts]
+            if self._unknown is not None and any(self._unknown in side for side in encoded):
+                found[("unknown", "")] = None
+            notes = tuple(found)
             try:
-                answers.append(self._pair(row, texts, [next(ids) for _ in texts], notes))
+                answers.append(self._pair(row, texts, encoded, notes))
             except Dropped as reason:
                 reason.notes = notes
                 answers.append(reason)
@@ -187,6 +191,12 @@ class PairTokenizer:
 
     def _with_bos(self, ids: list[int]) -> list[int]:
         return ids if ids[: len(self.bos)] == self.bos else self.bos + ids
+
+    @cached_property
+    def _unknown(self) -> int | None:
+        """The token of what the vocabulary lacks, unless it has another use too, as GPT-2's has."""
+        token = self.tokenizer.unk_token_id
+        return None if token in (self.eos, self.tokenizer.bos_token_id, self.tokenizer.pad_token_id) else token
 
     @cached_property
     def _special(self) -> re.Pattern | None:

@@ -8,7 +8,9 @@ from omegaconf import OmegaConf
 from lightning_dpo.config import combinations
 from lightning_dpo.config.check import check as check_config
 from lightning_dpo.config.explain import explain, explained
-from lightning_dpo.errors import ConfigError
+from lightning_dpo.config.instantiation import instantiate
+from lightning_dpo.demo import ASSETS
+from lightning_dpo.errors import ConfigError, DataError
 from lightning_dpo.files import slug
 from lightning_dpo.safety import secrets
 from tests.conftest import ROOT
@@ -297,3 +299,10 @@ def test_a_key_about_tokens_of_text_is_no_secret():
 def test_a_name_is_one_safe_path_component(name):
     safe = slug(name)
     assert safe and "/" not in safe and "\n" not in safe and safe not in (".", "..") and len(safe) <= 120
+
+
+def test_an_error_of_ours_passes_hydra_as_it_is():
+    data = "lightning_dpo.data.PreferenceDataModule"
+    node = {"_target_": data, "tokenizer": str(ASSETS / "model"), "train": None, "join": "x", "wrap": "chat"}
+    with pytest.raises(DataError, match="^data.join='x' with data.wrap=chat: messages have nothing between them$"):
+        instantiate(node)

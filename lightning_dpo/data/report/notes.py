@@ -16,6 +16,8 @@ FACTS = {
 
 WARNINGS = {
     "lost": "in {rows:,} rows the chat template does not print the {what}; use another data.chat_template",
+    "unknown": "{rows:,} rows hold text that the tokenizer's vocabulary lacks, so its unknown token stands there; type "
+    "another model.path or model.tokenizer",
     "unequal_turns": "in {rows:,} rows one side has more turns than the other, so the last turn of one is compared "
     "with an earlier turn of the other; shorten the longer one in the data",
 }

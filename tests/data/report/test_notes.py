@@ -83,6 +83,16 @@ def test_losses_are_warnings(note, words, data):
     assert words in warning
 
 
+def test_text_that_the_vocabulary_lacks_is_warned_about(data, reviews, tmp_path):
+    assert data_report(data)["warnings"] == []
+    rows = [dict(prompt=f"a {word} plot", chosen=" witty", rejected=" weak") for word in ("dull", "fjord")]
+    (tmp_path / "fjord.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    data = PreferenceDataModule(reviews / "model", tmp_path / "fjord.jsonl")
+    data.setup()
+    (warning,) = data_report(data)["warnings"]
+    assert "1 rows hold text that the tokenizer's vocabulary lacks" in warning
+
+
 def test_texts_beside_a_chat_template_are_warned_about_once(data):
     noted(data, ("text", "", 2))
     assert data_report(data)["warnings"] == []

@@ -157,6 +157,8 @@ def _check_built(cfg: DictConfig, choices: Mapping[str, str | None]) -> None:
     from lightning_dpo.module import DPOModule
     from lightning_dpo.optim import check_optimizer, describe
 
+    if cfg.trainer.accelerator in ("gpu", "cuda") and not torch.cuda.is_available():
+        raise ConfigError(f"trainer.accelerator={cfg.trainer.accelerator}: torch finds no GPU; type trainer=cpu")
     _check_loss(cfg, instantiate(cfg.loss), choices)
     dtype = torch.float16 if cfg.trainer.precision == "16-true" else getattr(torch, cfg.model.get("dtype", "float32"))
     own: list[tuple[Any, str, Any]] = [

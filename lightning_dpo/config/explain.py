@@ -1,19 +1,14 @@
 """Errors of Hydra and OmegaConf as one line: the key, the value, what is allowed."""
 
-import difflib
 from collections.abc import Iterator
 from contextlib import contextmanager
-from pathlib import Path
 
 from hydra.errors import HydraException, MissingConfigException, OverrideParseException
-from omegaconf import OmegaConf
 from omegaconf.errors import ConfigAttributeError, ConfigKeyError, OmegaConfBaseException
 
-from lightning_dpo.config.check import SPECIAL
-from lightning_dpo.config.resolvers import config_folder
+from lightning_dpo.config.suggest import choices, key_hint, known_keys, name_hint
 from lightning_dpo.config.typed import readable, remedy
 from lightning_dpo.errors import ConfigError
-from lightning_dpo.signatures import nodes
 
 NO_NAME = "Config group override must be a string or a list"
 """Start of Hydra's error for `loss=null`, which has no attributes."""
@@ -50,10 +45,10 @@ def explain(error: BaseException, overrides: list[str]) -> str:
         group, _, name = (error.missing_cfg_file or "").rpartition("/")
         if group == "hydra/launcher" and name.startswith(("joblib", "submitit")):
             return f"launcher={name} needs a plugin: pip install 'lightning-dpo[sweep]', or type launcher=local"
-        return f"{typed[group]}: {text}" if group in typed else text
+        return f"{typed[group]}: no such {group}; {name_hint(group, name)}" if group in typed else text
     if text.startswith(NO_NAME):
-        override = next((o for key, o in typed.items() if o.endswith("=null") and _choices(key)), text)
-        return f"{override}: a group takes a name; allowed: {', '.join(_choices(override.partition('=')[0]))}"
+        override = next((o for key, o in typed.items() if o.endswith("=null") and choices(key)), text)
+        return f"{override}: a group takes a name; allowed: {', '.join(choices(override.partition('=')[0]))}"
     if isinstance(cause, ConfigAttributeError | ConfigKeyError) and cause.full_key in typed:
         return _no_such_key(str(cause.full_key), typed)
     return text if cause is None or _one_line(cause) == text else f"{text} ({_one_line(cause)})"
@@ -67,22 +62,5 @@ def _one_line(error: BaseException) -> str:
 def _no_such_key(key: str, typed: dict[str, str]) -> str:
     known = known_keys()
     if key in known:  # in the default run
-        return f"{typed[key]}: no such key with {' '.join(o for group, o in typed.items() if _choices(group))}"
-    near = difflib.get_close_matches(key, [k for k in known if k.count(".") == key.count(".")])
-    beside = [k for k in known if k.rpartition(".")[0] == key.rpartition(".")[0]]
-    hint = f"did you mean {' or '.join(near)}?" if near else f"allowed: {', '.join(beside)}" if beside else "see --help"
-    return f"{typed[key]}: no such key; {hint}"
-
-
-def _choices(group: str) -> list[str]:
-    return sorted(path.stem for path in Path(config_folder(), group).glob("*.yaml")) if group else []
-
-
-def known_keys() -> list[str]:
-    """All keys of the default run, for suggestions."""
-    from hydra import compose, initialize_config_dir
-
-    with initialize_config_dir(config_folder(), version_base="1.3"):
-        cfg = compose("train")
-    return [key for key, _ in nodes(OmegaConf.to_container(cfg, resolve=False), lists=False)
-            if key.rpartition(".")[2] not in SPECIAL]  # fmt: skip
+        return f"{typed[key]}: no such key with {' '.join(o for group, o in typed.items() if choices(group))}"
+    return f"{typed[key]}: no such key; {key_hint(key, typed[key].partition('=')[2], known)}"

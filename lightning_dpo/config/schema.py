@@ -1,6 +1,5 @@
 """The top-level keys of a configuration and their types; which keys are paths, and which ones the run itself sets."""
 
-import difflib
 import os
 import re
 from collections.abc import Iterator, Mapping
@@ -11,6 +10,7 @@ from typing import Annotated, Any, Literal
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
+from lightning_dpo.config.suggest import key_hint, keys_of
 from lightning_dpo.config.typed import readable
 from lightning_dpo.errors import ConfigError
 from lightning_dpo.run.identity import FILES, NO_FILES
@@ -109,8 +109,8 @@ def _check_keys(raw: Mapping[str, Any], cfg: DictConfig) -> None:
                 f"{name}={cfg.hydra.runtime.choices[name]}: its keys are not at the top level; write "
                 "`# @package _global_` as the first line of its file"
             )
-        near = difflib.get_close_matches(str(name), KEYS)
-        hint = f"did you mean {' or '.join(near)}?" if near else f"allowed: {', '.join(KEYS)}"
+        known = [*KEYS, *(key for key in keys_of({k: v for k, v in raw.items() if k in KEYS}) if "." in key)]
+        hint = key_hint(str(name), str(raw[name]), known)
         raise ConfigError(f"{_where(str(name), cfg)}: no such key; {hint}")
 
 

@@ -10,6 +10,8 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import Override
 from hydra.errors import HydraException
 
+from lightning_dpo.config.suggest import choices
+
 HOME = re.compile(
     r"""(?P<quoted>"(?:\\.|[^"\\])*"|'(?:\\.|[^'\\])*')"""
     r"""|(?P<before>(?:^|[,\[({:])\s*)~(?P<rest>(?:\\.|\$\{(?:[^{}]|\{[^{}]*\})*\}|[^,\[\](){}"'\\])*)"""
@@ -30,12 +32,15 @@ def quoted(value: str) -> str:
 
 
 def readable(override: str) -> str:
-    """The override with quotes around paths of the home folder: Hydra has no `~` in an unquoted value.
+    """The override with quotes around paths of the home folder: Hydra has no `~` in an unquoted value, and no null for
+    a group, which is the name none.
 
-    >>> readable("data.train=[~/a.jsonl, b]"), readable("~logger")
-    ('data.train=["~/a.jsonl", b]', '~logger')
+    >>> readable("data.train=[~/a.jsonl, b]"), readable("~logger"), readable("logger=null")
+    ('data.train=["~/a.jsonl", b]', '~logger', 'logger=none')
     """
     key, equals, value = override.partition("=")
+    if value == "null" and "none" in choices(key):
+        return f"{key}=none"
     return override if key.startswith("~") else f"{key}{equals}{HOME.sub(_quoted_home, value)}"
 
 

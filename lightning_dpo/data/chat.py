@@ -83,9 +83,13 @@ class Chat:
         if date is not None and not self._prints_day:
             raise DataError(f"data.date={date}: the chat template prints no day; leave it out")
         for name in self.options:
-            if name in RESERVED or not re.search(rf"\b{re.escape(name)}\b", str(tokenizer.chat_template)):
+            if name in RESERVED or not self._has(name):
                 reason = "is set by the rows" if name in RESERVED else "is no variable of the chat template"
                 raise DataError(f"data.chat_template_kwargs.{name} {reason}; leave it out")
+
+    def _has(self, name: str) -> bool:
+        """Whether the template has a variable. `tools` is checked by what it prints."""
+        return name == "tools" or re.search(rf"\b{re.escape(name)}\b", str(self.tokenizer.chat_template)) is not None
 
     def prompt(self, messages: Messages, options: Mapping[str, Any] = NO_OPTIONS) -> str:
         """The text before the response."""
@@ -107,6 +111,9 @@ class Chat:
         text, end = self._ended(messages, row.options, text)
         if end.token is None and end.printed.strip():
             notes.append(("end", end.printed.strip()))
+        if end.token not in (None, *self.tokenizer.all_special_ids):
+            notes.append(("read", "end of turn"))
+        notes += [("ignored", f"{name} of chat_template_kwargs") for name in row.options if not self._has(name)]
         spans = self._spans(text, starts, messages, trained, row.options) if len(messages) > first + 1 else None
         return Side(text, self.tokenizer.eos_token_id if end.token is None else end.token, spans, tuple(notes))
 
@@ -153,16 +160,15 @@ class Chat:
         for printed, end in self._ends.items():
             if answer and text.endswith(printed) and text[: len(text) - len(printed)].rstrip().endswith(answer):
                 return end
-        calls = messages[-1].get("tool_calls")
+        calls = "tool_calls" in messages[-1]
         last = {key: value for key, value in messages[-1].items() if key != "tool_calls"}
         before, mark, printed = self.render([*messages[:-1], {**last, "content": PROBE}], options).rpartition(PROBE)
         if calls and not text.endswith(printed):
             tail = [token for token in self._added if text.rstrip().endswith(token)]
-            printed = text[text.rindex(max(tail, key=len)) :] if tail else ""
-        if not mark or not text.endswith(printed) or (calls and not printed):
-            raise BadRow(
-                "template", f"no end of turn is found in what the chat template prints, {printable(text[-40:])}"
-            )
+            printed = text[text.rindex(max(tail, key=len)) :] if tail else None
+        if not mark or printed is None or not text.endswith(printed):
+            what = f"no end of turn is found in what the chat template prints, {printable(text[-40:])}"
+            raise BadRow("template", what)
         if printed not in self._ends:
             self._ends[printed] = self._end_token(before, printed)
         return self._ends[printed]
@@ -196,8 +202,13 @@ class Chat:
             )
         try:
             template = self._date_macro + self.tokenizer.get_chat_template(tools=options.get("tools"))
-            given = {**self.options, **options, **mode}
-            return self.tokenizer.apply_chat_template(messages, chat_template=template, tokenize=False, **given)
+            given = {**self.options, **options, **mode, "chat_template": template, "tokenize": False}
+            try:
+                return self.tokenizer.apply_chat_template(messages, **given)
+            except TypeError:  # of a template that joins arguments to other text (DeepSeek-V3)
+                if (spelled := template_loss.with_texts(messages)) == messages:
+                    raise
+                return self.tokenizer.apply_chat_template(spelled, **given)
         except Exception as error:  # Jinja's own, and whatever a template raises
             first = str(error).splitlines()[0] if str(error) else type(error).__name__
             raise BadRow("template", f"the chat template refuses the messages: {printable(first, 120)}") from None

@@ -106,6 +106,9 @@ def _columns(kept: list[tuple[int, Row, Encoded]]) -> dict[str, np.ndarray]:
         values[side] = [token for e in pairs for token in getattr(e, side)]
         values[f"{side}_lengths"] = [len(getattr(e, side)) for e in pairs]
         values[f"{side}_hash"] = [content_hash(getattr(row, side)) for _, row, _ in kept]
+    for i, (_, row, _) in enumerate(kept):
+        if row.options:  # other tools make another prompt
+            values["prompt_hash"][i] = content_hash([row.prompt, dict(row.options)])
     for side in ("chosen", "rejected"):
         masks = (getattr(e, f"{side}_trained") or [True] * len(getattr(e, side)) for e in pairs)
         values[f"{side}_trained"] = [trained for mask in masks for trained in mask]

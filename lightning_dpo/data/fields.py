@@ -11,7 +11,7 @@ from functools import cache, cached_property
 from typing import Any, Literal
 
 from lightning_dpo.data.label import check_label
-from lightning_dpo.data.rows import EMPTY, BadRow, kind_of
+from lightning_dpo.data.rows import BadRow, is_empty, kind_of
 from lightning_dpo.errors import DataError
 
 PAIR = ("prompt", "chosen", "rejected", "responses", "ranks", "scores")
@@ -49,6 +49,8 @@ class Format:
     def __post_init__(self):
         if unknown := set(self.columns) - set(COLUMNS):
             raise DataError(f"data.columns: unknown {', '.join(sorted(unknown))}; allowed: {', '.join(COLUMNS)}")
+        if wrong := [field for field, name in self.columns.items() if not isinstance(name, str | None)]:
+            raise DataError(f"data.columns.{wrong[0]}={self.columns[wrong[0]]}: expected the name of a column, or null")
         if self.wrap and self.join is not None:
             raise DataError(f"data.join={self.join!r} with data.wrap={self.wrap}: messages have nothing between them")
         if (self.label is None) != (self.columns.get("label") is None):
@@ -111,7 +113,7 @@ class Format:
             if (
                 name
                 and (value := value_of(record, name)) is not ABSENT
-                and (field not in CONTEXT or value not in EMPTY)
+                and (field not in CONTEXT or not is_empty(value))
             ):
                 found[field] = value
         return found
@@ -190,14 +192,14 @@ def _grow(tree: Tree, path: Sequence[Step]) -> None:
 def _unread(value: Any, tree: Tree, prefix: str) -> Iterator[str]:
     if isinstance(value, Mapping):
         names = f"{prefix}." if prefix else ""
-        yield from (f"{names}{key}" for key in value.keys() - tree.keys() if value[key] not in EMPTY)
+        yield from (f"{names}{key}" for key in value.keys() - tree.keys() if not is_empty(value[key]))
         for step, below in tree.items():
             if below and step in value:
                 yield from _unread(value[step], below, f"{names}{step}")
     elif isinstance(value, list):
         for i, element in enumerate(value):
             below = next((tree[step] for step in (i, i - len(value), EACH) if step in tree), None)
-            if below is None and element not in EMPTY:
+            if below is None and not is_empty(element):
                 yield prefix + EACH
             elif below:
                 yield from _unread(element, below, prefix + EACH)

@@ -20,11 +20,12 @@ import difflib
 import sys
 from collections.abc import Iterator, Mapping
 from itertools import combinations, pairwise, product
+from numbers import Real
 from typing import Any
 
 from lightning_dpo.data.context import context, with_input
 from lightning_dpo.data.dialogue import is_dialogue
-from lightning_dpo.data.fields import ABSENT, Format, RankedPairs, located, value_of
+from lightning_dpo.data.fields import ABSENT, CONTEXT, Format, RankedPairs, located, value_of
 from lightning_dpo.data.label import winner
 from lightning_dpo.data.lines import TextRecord, as_object, parse_line
 from lightning_dpo.data.rows import (
@@ -61,8 +62,7 @@ def parse(record: Mapping[str, Any], format: Format) -> list[Row | Dropped]:
         if not ranked:
             _check_present(found, record, format)
         if format.label is not None:
-            named = found["label"]
-            won = winner(format.label, _as_number(named) if isinstance(record, TextRecord) else named)
+            won = winner(format.label, _label(found["label"], format.label, isinstance(record, TextRecord)))
             if won is None:
                 return [Dropped("no_preference")]
             if won == "second":
@@ -78,7 +78,8 @@ def parse(record: Mapping[str, Any], format: Format) -> list[Row | Dropped]:
         field, bracket, rest = error.field.partition("[")
         raise BadRow(error.kind, str(error), located(names.get(field) or field, bracket + rest)) from None
     ignored = {f"{key} of messages" for key in ignored}.union(format.unread(record, ranked))
-    notes = tuple(("ignored", name) for name in sorted(ignored))
+    context_read = [("read", field) for field in CONTEXT if field in found]
+    notes = (*(("ignored", name) for name in sorted(ignored)), *context_read)
     return [_judged(row, format.join, notes, numbers) for row in rows] or [Dropped("no_preference")]
 
 
@@ -203,6 +204,12 @@ def _number(record: Mapping[str, Any], column: str | None, interval: str, defaul
     return float(value)
 
 
+def _label(value: Any, label: Mapping[str, Any], is_text: bool) -> Any:
+    """A label; a cell of a CSV file is a number where the values of the label are numbers or comparisons."""
+    sides = [side if isinstance(side, list) else [side] for side in label.values()]
+    return value if not is_text or any(value in side for side in sides) else _as_number(value)
+
+
 def _as_number(text: str) -> float | str:
     """The number that a cell of a CSV file holds, or the text if it holds none."""
     try:
@@ -213,7 +220,7 @@ def _as_number(text: str) -> float | str:
 
 def _is_number(value: Any) -> bool:
     """Whether a JSON value is a finite number that a float can hold."""
-    return isinstance(value, int | float) and not isinstance(value, bool) and abs(value) <= sys.float_info.max
+    return isinstance(value, Real) and not isinstance(value, bool) and abs(value) <= sys.float_info.max  # type: ignore[operator]
 
 
 def _fields(record: Mapping[str, Any]) -> str:

@@ -39,14 +39,14 @@ def table_records(file: Any, path: str, delimiter: str) -> Iterator[tuple[int, A
     Every cell is a text. An empty one is an empty text, since CSV cannot tell it from an absent one. So a pair with an
     empty response is dropped and counted.
 
-    Errors: DataError for two columns of one name, and for a quote that is not closed, which hides all rows after it.
+    Errors: DataError for two columns of one name, and for wrong quotes, which hide where rows begin.
     """
     rows = _table_rows(file, path, delimiter)
     line, header = next(rows, (1, []))
     if twice := [name for name, n in Counter(header).items() if name and n > 1]:
         raise DataError(f"{path}:{line}: two columns are named {printable(twice[0])}; rename one")
     for line, cells in rows:
-        yield line, cells if isinstance(cells, BadRow) else _table_record(header, cells)
+        yield line, _table_record(header, cells)
 
 
 def _table_rows(file: Any, path: str, delimiter: str) -> Iterator[tuple[int, Any]]:
@@ -59,9 +59,9 @@ def _table_rows(file: Any, path: str, delimiter: str) -> Iterator[tuple[int, Any
         except StopIteration:
             return
         except csv.Error as error:
-            if "end of data" in str(error):
-                raise DataError(f"{path}:{line}: not CSV: a quote is not closed") from None
-            cells = BadRow("csv", f"not CSV: {error}")
+            what = "a quote is not closed" if "end of data" in str(error) else str(error)
+            # Where the next row begins is not known, so no row after this one can be trusted.
+            raise DataError(f"{path}:{line}: not CSV: {what}") from None
         if cells:
             yield line, cells
 

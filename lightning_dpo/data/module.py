@@ -235,7 +235,7 @@ class PreferenceDataModule(L.LightningDataModule):
 
     def content(self) -> dict[str, list[str]]:
         """Content hashes of each set's sources, in order. Equal lists mean equal pairs. A stream has none."""
-        return {name: [part.folder.name for part in pairs.parts] for name, pairs in self.sets().items()}
+        return {name: [part.name for part in pairs.parts] for name, pairs in self.sets().items()}
 
     def state_dict(self) -> dict[str, Any]:
         """The position in the data, and for a stream the outcomes of its rows."""

@@ -17,10 +17,8 @@ SYSTEM = ("system", "developer")
 ROLES = (*SYSTEM, "user", "assistant", "tool")
 KEYS = ("name", "tool_calls", "tool_call_id", "reasoning", "reasoning_content", "thinking")
 """Keys of a message that reach the chat template beside role and content. All others are ignored and counted."""
-EMPTY = (None, "", [], {})
-"""Values that hold nothing, so ignoring them loses nothing: a table has every field in every row."""
-MESSAGES_AS_TEXT = re.compile(r"\s*\[?\s*\{")
-"""How the JSON text of messages begins."""
+PYTHON = re.compile(r"\[?\s*+\{'(role|from|content|value)'\s*+:")
+"""How messages begin that str() made a text of."""
 
 
 class Row(NamedTuple):
@@ -119,9 +117,9 @@ def checked(value: Any, field: str, ignored: set[str]) -> str | Messages:
     Errors: BadRow.
     """
     if isinstance(value, str):
-        if MESSAGES_AS_TEXT.match(value) and _holds_messages(value):
-            remedy = "store the list itself in this column, not its text"
-            raise BadRow("json_text", f"found the JSON text of messages; {remedy}", field)
+        if value.lstrip()[:1] in ("[", "{") and _holds_messages(value.strip()):
+            remedy = "store the list itself, in a format that has lists (JSONL, Parquet)"
+            raise BadRow("json_text", f"found the text of messages in JSON or Python; {remedy}", field)
         return encodable(value, field)
     if isinstance(value, dict) and "role" in value:
         return [_message(value, field, ignored)]
@@ -133,7 +131,9 @@ def checked(value: Any, field: str, ignored: set[str]) -> str | Messages:
 
 
 def _holds_messages(text: str) -> bool:
-    """Whether a text is the JSON of a message or of a list of them, with role and content or with from and value."""
+    """Whether a text is a message, or a list of them, in the spelling of JSON or Python."""
+    if PYTHON.match(text):
+        return True
     try:
         read = json.loads(text)
     except (ValueError, RecursionError):
@@ -153,9 +153,11 @@ def _message(message: Any, field: str, ignored: set[str]) -> Message:
         raise BadRow("role", f"role {printable(role)}; allowed: {', '.join(ROLES)}{hint}", field)
     read = {"role": role, "content": _content(message, field)}
     for key, value in message.items():
-        if key in KEYS and value:
+        if key == "tool_calls" and isinstance(value, list) and value:
+            read[key] = [_call(call, f"{field}.{key}[{i}]") for i, call in enumerate(value)]
+        elif key in KEYS and not is_empty(value):
             read[key] = as_json(value, f"{field}.{key}")
-        elif key not in ("role", "content") and value not in EMPTY:
+        elif key not in ("role", "content") and not is_empty(value):
             ignored.add(key)
     return read
 
@@ -177,6 +179,26 @@ def _part(part: Any, field: str) -> str:
     if not isinstance(text, str):
         raise BadRow("type", f"found {printable(part)}, expected a part of type text", field)
     return text
+
+
+def _call(call: Any, field: str) -> Any:
+    """A tool call. Arguments that are the JSON text of an object, as OpenAI has them, become the object."""
+    function = call.get("function", call) if isinstance(call, dict) else {}
+    text = function.get("arguments") if isinstance(function, dict) else None
+    if isinstance(text, str):
+        try:
+            read = json.loads(text)
+        except (ValueError, RecursionError):
+            read = None
+        if isinstance(read, dict):
+            function = {**function, "arguments": read}
+            call = {**call, "function": function} if "function" in call else function
+    return as_json(call, field)
+
+
+def is_empty(value: Any) -> bool:
+    """Whether a value holds nothing, so that ignoring it loses nothing: a table has every field in every row."""
+    return value is None or (isinstance(value, str | list | dict) and not value)
 
 
 def as_json(value: Any, field: str) -> Any:

@@ -20,10 +20,12 @@ def as_chat(prompt: Prompt, pairs: Pairs, wrap: str | None) -> tuple[Prompt, Pai
         return prompt, _changed(pairs, messages_of) if wrap else pairs
     if all(isinstance(side, list) and _holds(side, prompt) for side in responses):
         return prompt, pairs
-    if is_dialogue(prompt):
+    if is_dialogue(prompt) and prompt.lstrip().startswith("Human:"):
         messages = messages_of(prompt, "prompt")
         prompt_ends = messages[-1] == {"role": "assistant", "content": ""}
-        return messages[:-1] if prompt_ends else messages, _changed(pairs, lambda text, _: text.strip())
+        if not prompt_ends:
+            return messages, pairs
+        return messages[:-1], _changed(pairs, lambda text, _: text.strip())
     return [{"role": "user", "content": prompt}], pairs
 
 
@@ -93,6 +95,8 @@ def _begins(side: Response, prompt: Messages) -> bool:
 def _check_prompt(prompt: Messages) -> None:
     if (role := prompt[-1]["role"]) in SYSTEM:
         raise BadRow("roles", f"the last message is the {role}'s, so there is nothing to respond to", "prompt")
+    if prompt[-1].get("tool_calls"):
+        raise BadRow("roles", "the last message calls a tool, and no message of the tool follows", "prompt")
 
 
 def _response(side: Response, field: str) -> Response:

@@ -57,6 +57,11 @@ class TokenisedSource:
         return self.manifest["sizes"]["number"]
 
     @property
+    def name(self) -> str:
+        """Identifies the pairs: that of the folder, and what rows have that 0.1.0 did not read."""
+        return " ".join([self.folder.name, *sorted(what for kind, what, _ in self.manifest["notes"] if kind == "read")])
+
+    @property
     def bad(self) -> list[Bad]:
         return [Bad(*row) for row in self.manifest["bad"]]
 
@@ -114,8 +119,8 @@ class TokenStore:
             names = [*DTYPES, *(f"{side}_ends" for side in SIDES)]
             files = {name: stack.enter_context(open(folder / f"{name}.bin", "wb")) for name in names}
             for chunk in encoded_chunks(encoder, chunks, num_proc, stop_at_bad):
-                if not stop_at_bad and (losses := chunk.bad_kinds[LOSS]):
-                    _refuse_bad(chunk.bad[:losses], {LOSS: losses}, source)
+                if not stop_at_bad and chunk.bad_kinds[LOSS]:
+                    _refuse_bad(chunk.bad[:1], {LOSS: 1}, source)
                 for side in SIDES:
                     side_ends = chunk.columns[f"{side}_lengths"].cumsum() + sizes[side]
                     files[f"{side}_ends"].write(side_ends.tobytes())

@@ -183,7 +183,7 @@ def batch_of_records(records: Sequence[Mapping[str, Any]], format: Format, encod
 
     Errors: DataError for one that is not a preference pair, or that no loss can learn from.
     """
-    rows, numbered = list(parsed(Chunk(list(range(1, len(records) + 1)), list(records)), format)), []
+    rows, numbered = list(parsed(Chunk(list(range(1, len(records) + 1)), list(map(dict, records))), format)), []
     answers = iter(encoder.encode([row for _, row in rows if isinstance(row, Row)]))
     for number, row in rows:
         answer = next(answers) if isinstance(row, Row) else row

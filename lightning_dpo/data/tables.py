@@ -89,7 +89,7 @@ def saved_splits(path: str) -> dict[str, Any]:
     """The tables of a saved folder by split. One that was saved without splits has the name "". Errors: DataError."""
     import datasets
 
-    table = loaded(path, lambda: datasets.load_from_disk(str(Path(path).expanduser())))
+    table = loaded(path, lambda: datasets.load_from_disk(str(Path(path).expanduser())).with_format(None))
     return {str(name): part for name, part in table.items()} if isinstance(table, dict) else {"": table}
 
 

@@ -24,7 +24,7 @@ def left_out(text: str, messages: Messages, tools: Any, trained_from: int) -> It
     because templates set it anew. Texts in JSON's spelling count, because some templates print tool results so.
 
     Kinds of notes: "lost" is a loss; "reasoning" is that of turns before the trained ones, which templates leave out
-    on purpose (Qwen3, DeepSeek); "unprinted" is one of PRINTED_BY_FEW.
+    on purpose (Qwen3, DeepSeek); "unprinted" is one of PRINTED_BY_FEW; "read" is a key that 0.1.0 ignored.
 
     Args:
         tools: those given to the template.
@@ -42,6 +42,7 @@ def left_out(text: str, messages: Messages, tools: Any, trained_from: int) -> It
         for thought in reasoning:
             if _after(text, thought.strip(), at) < 0:
                 yield ("lost", "reasoning") if i >= trained_from else ("reasoning", ""), thought
+        yield from ((("read", key), "") for key in REASONING if key in message)
         if after < 0:
             yield ("lost", f"message of role {message['role']}"), content
         elif message["role"] not in SYSTEM:
@@ -50,12 +51,12 @@ def left_out(text: str, messages: Messages, tools: Any, trained_from: int) -> It
             if _after(text, called, before) < 0:
                 yield ("lost", "tool call"), called
         for key in PRINTED_BY_FEW:
-            if key in message and str(message[key]) not in text:
-                yield ("unprinted", key), str(message[key])
+            if key in message:
+                yield ("read" if str(message[key]) in text else "unprinted", key), str(message[key])
     for tool in tools or []:
         function = tool.get("function", tool) if isinstance(tool, dict) else {}
         for key in ("name", "description"):
-            if _after(text, str(function.get(key, "")).strip(), 0) < 0:
+            if _after(text, str(function.get(key) or "").strip(), 0) < 0:
                 yield ("lost", "tool"), str(function[key])
 
 
@@ -73,8 +74,20 @@ def another_prompt(start: str, text: str) -> str:
     return (
         f"the chat template's prompt for inference goes on with {printable(start[same:], 30)}, where this row has "
         f"{printable(text[same : same + 30], 30)}, so the model would be asked differently than it is trained; type "
-        "data.chat_template=FILE with one that prints both alike, or data.on_template_loss=warn"
+        "data.chat_template=FILE with one that prints both alike (some do with 'data.chat_template_kwargs="
+        "{enable_thinking: false}'), or data.on_template_loss=warn"
     )
+
+
+def with_texts(messages: Messages) -> Messages:
+    """The messages with the arguments of tool calls as JSON texts."""
+
+    def spelled(call: Any) -> Any:
+        if "function" in call:
+            return {**call, "function": spelled(call["function"])}
+        return {**call, "arguments": json.dumps(call["arguments"], ensure_ascii=False)} if "arguments" in call else call
+
+    return [m | {"tool_calls": list(map(spelled, m["tool_calls"]))} if "tool_calls" in m else m for m in messages]
 
 
 def _after(text: str, part: str, start: int) -> int:

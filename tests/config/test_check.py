@@ -1,5 +1,7 @@
 """Every YAML composes and builds what it names; every wrong key or value is answered with what is allowed."""
 
+import re
+
 import pytest
 from hydra import compose, initialize_config_dir
 from hydra.core.config_store import ConfigStore
@@ -9,6 +11,7 @@ from lightning_dpo.config import combinations
 from lightning_dpo.config.check import check as check_config
 from lightning_dpo.config.explain import explain, explained
 from lightning_dpo.config.instantiation import instantiate
+from lightning_dpo.config.suggest import ELSEWHERE, ELSEWHERE_TYPED, GROUPS, choices, known_keys
 from lightning_dpo.demo import ASSETS
 from lightning_dpo.errors import ConfigError, DataError
 from lightning_dpo.files import slug
@@ -22,7 +25,7 @@ FILL_IN = {
     "optimizer=custom": ["optimizer._target_=torch.optim.SGD"],
     "scheduler=custom": ["scheduler._target_=torch.optim.lr_scheduler.StepLR", "+scheduler.step_size=3"],
     "model=hf": ["model.path=org/name"],
-    **{f"data={name}": ["data.train=pairs.jsonl"] for name in ("jsonl", "openai")},
+    **{f"data={name}": ["data.train=pairs.jsonl"] for name in ("file", "jsonl", "openai")},
 }
 
 
@@ -44,7 +47,8 @@ def check(*overrides: str):
 
 
 @pytest.mark.parametrize("choice", CHOICES)
-def test_every_yaml_composes_and_is_accepted(choice):
+def test_every_yaml_composes_and_is_accepted(choice, monkeypatch):
+    monkeypatch.setattr("torch.cuda.is_available", lambda: True)
     free = ["loss=simpo"] if choice == "reference=none" else []
     check(choice, *FILL_IN.get(choice, []), *free)
 
@@ -244,8 +248,10 @@ def test_the_file_of_a_wrong_value_is_named():
         ("los=ipo", "los=ipo: no such key; did you mean loss?"),
         ("optimizer.lrr=1", "optimizer.lrr=1: no such key; did you mean optimizer.lr"),
         ("data.qqqq=1", "data.qqqq=1: no such key; allowed: data.train, data.val, data.batch_size"),
-        ("loss=ip0", "hinge ipo kto_pair"),
-        ("logger=null", "logger=null: a group takes a name; allowed: csv, tensorboard, wandb"),
+        ("loss=ip0", "loss=ip0: no such loss; did you mean ipo? allowed: alphapo, aot"),
+        ("loss=kto", "loss=kto: no such loss; did you mean kto_pair? allowed: "),
+        ("data=parquet", "data=parquet: no such data; did you mean file? allowed: "),
+        ("loss=null", "loss=null: a group takes a name; allowed: alphapo, aot"),
         ("seed=[1", "seed=[1: Hydra cannot read it; put double quotes around each text in it"),
         ("data.train=a (1).jsonl", "data.train=a (1).jsonl: Hydra cannot read it; type 'data.train=\"a (1).jsonl\"'"),
         ("data.train=[~/a b#]", "data.train=[~/a b#]: Hydra cannot read it; type 'data.train=[\"~/a b#\"]'"),
@@ -299,6 +305,62 @@ def test_a_key_about_tokens_of_text_is_no_secret():
 def test_a_name_is_one_safe_path_component(name):
     safe = slug(name)
     assert safe and "/" not in safe and "\n" not in safe and safe not in (".", "..") and len(safe) <= 120
+
+
+@pytest.mark.parametrize(
+    ("typed", "here"),
+    [
+        ("lr=1e-6", "did you mean optimizer.lr?"),
+        ("optimizer.learning_rate=1e-6", "type optimizer.lr=1e-6"),
+        ("learning_rate=1e-6", "type optimizer.lr=1e-6"),
+        ("batch_size=4", "did you mean data.batch_size?"),
+        ("per_device_train_batch_size=4", "type data.batch_size=4"),
+        ("max_steps=5", "did you mean trainer.max_steps?"),
+        ("num_train_epochs=1", "type trainer.max_epochs=1"),
+        ("model_name_or_path=org/name", "type model=hf model.path=org/name"),
+        ("base_model=org/name", "type model=hf model.path=org/name"),
+        ("dataset_name=a.jsonl", "type data=file data.train=a.jsonl"),
+        ("gradient_accumulation_steps=2", "type trainer.accumulate_grad_batches=2"),
+        ("max_grad_norm=1", "type trainer.gradient_clip_val=1"),
+        ("gradient_checkpointing=true", "type model.activation_checkpointing=true"),
+        ("loss_type=sigmoid", "type loss=dpo"),
+        ("bf16=true", "type trainer.precision=bf16-mixed"),
+        ("+lr=1e-6", "did you mean optimizer.lr?"),
+    ],
+)
+def test_a_name_from_elsewhere_is_answered_with_the_key_here(typed, here):
+    with pytest.raises(ConfigError, match=rf"^{re.escape(typed)}: no such key; {re.escape(here)}"), explained([typed]):
+        composed(typed)
+
+
+def test_the_keys_that_are_named_exist():
+    known = [
+        *known_keys(),
+        "loss",
+        "data",
+        "reference",
+        "logger",
+        "scheduler",
+        "optimizer",
+        "loss.nll_weight",
+        "loss.gamma",
+    ]
+    for text in (*ELSEWHERE.values(), *ELSEWHERE_TYPED.values()):
+        for key in (override.partition("=")[0] for override in text.split()):
+            assert key in known
+    for group, names in GROUPS.items():
+        assert set(names.values()) <= set(choices(group)) and not set(names) & set(choices(group))
+
+
+@pytest.mark.parametrize("group", ["logger", "reference", "scheduler"])
+def test_null_is_the_name_none_of_a_group(group):
+    assert composed(f"{group}=null")[0][group] == composed(f"{group}=none")[0][group]
+
+
+def test_a_gpu_that_is_not_there_is_refused_before_data_are_read(monkeypatch):
+    monkeypatch.setattr("torch.cuda.is_available", lambda: False)
+    with pytest.raises(ConfigError, match="trainer.accelerator=gpu: torch finds no GPU; type trainer=cpu"):
+        check("trainer=gpu")
 
 
 def test_an_error_of_ours_passes_hydra_as_it_is():

@@ -146,7 +146,11 @@ def test_what_no_path_reads_is_noted_by_its_path():
     record, _ = PRESETS["openai"]
     record = {**record, "input": {**record["input"], "parallel_tool_calls": True, "user": ""}, "id": 7}
     (row,) = parse(record, preset("openai"))
-    assert isinstance(row, Row) and row.notes == (("ignored", "id"), ("ignored", "input.parallel_tool_calls"))
+    assert isinstance(row, Row) and row.notes == (
+        ("ignored", "id"),
+        ("ignored", "input.parallel_tool_calls"),
+        ("read", "tools"),
+    )
     (row,) = parse(PRESETS["nectar"][0], preset("nectar"))
     assert isinstance(row, Row) and row.notes == (("ignored", "answers[].model"), ("text", ""))
     (row,) = parse({"q": ["a", "b", "c"], "chosen": "x", "rejected": "y"}, Format(columns={"prompt": "q[-1]"}))

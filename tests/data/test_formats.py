@@ -4,6 +4,7 @@ import json
 
 import pytest
 
+from lightning_dpo.data import PreferenceDataModule
 from lightning_dpo.data.formats import Format, parse
 from lightning_dpo.data.rows import BadRow, Dropped, Row
 
@@ -160,8 +161,10 @@ def test_wrap_makes_messages_of_texts_and_of_dialogues():
     assert rows_of(ranked, wrap="chat") == [Row([USER], "4", "5")]
     messages = dict(prompt="2 + 2?", chosen=[SYSTEM, USER, FOUR], rejected=[SYSTEM, USER, FIVE])
     assert rows_of(messages, wrap="chat") == rows_of(messages) == [Row([SYSTEM, USER], "4", "5")]
-    with pytest.raises(BadRow, match="a dialogue begins with"):
-        parse(dict(prompt=f"review{talk}", chosen="4", rejected="5"), Format(wrap="chat"))
+    quoted = dict(prompt=f"review{talk}", chosen="4", rejected="5")
+    assert rows_of(quoted, wrap="chat") == [Row([{"role": "user", "content": f"review{talk}"}], "4", "5")]
+    begun = dict(prompt=f"{talk} It is", chosen=" 4", rejected=" 5")
+    assert rows_of(begun, wrap="chat") == [Row([USER, {"role": "assistant", "content": "It is"}], " 4", " 5")]
 
 
 def test_join_is_put_where_neither_side_has_a_space():
@@ -188,12 +191,14 @@ def test_what_is_not_read_is_noted():
 
 
 @pytest.mark.parametrize("field", ["prompt", "chosen", "responses"])
-@pytest.mark.parametrize("text", [json.dumps([USER, FOUR]), json.dumps(USER), '[ {"from": "human", "value": "a"}]'])
+@pytest.mark.parametrize(
+    "text", [json.dumps([USER, FOUR]), json.dumps(USER), '[ {"from": "human", "value": "a"}]', str([USER])]
+)
 def test_the_json_text_of_messages_is_no_text(field, text):
     record = {"prompt": "q", "chosen": "a", "rejected": "b", field: text}
     if field == "responses":
         record = {"prompt": "q", "responses": ["a", text], "ranks": [1, 2]}
-    with pytest.raises(BadRow, match="found the JSON text of messages; store the list itself"):
+    with pytest.raises(BadRow, match="found the text of messages in JSON or Python; store the list itself"):
         parse(record, Format())
 
 
@@ -225,3 +230,16 @@ def test_pairs_without_a_preference_are_dropped_with_a_reason():
         parse(dict(prompt="q", chosen=c, rejected=r), Format())[0] for c, r in (("a", "a"), ("", "b"), ("a", ""))
     ]
     assert [str(r) for r in reasons] == ["identical", "empty", "empty"] and isinstance(reasons[0], Dropped)
+
+
+def test_a_text_that_begins_with_many_lines_is_read_at_once():
+    (row,) = rows_of(dict(prompt="q", chosen="\n" * 200_000, rejected="b"))
+    assert isinstance(row.chosen, str)
+
+
+def test_values_of_numpy_are_read(reviews):
+    import numpy as np
+
+    data = PreferenceDataModule(reviews / "model", None, weight_column="w")
+    row = dict(prompt="a plot", chosen=" witty", rejected=" dull", embedding=np.array([1.0, 2.0]), w=np.float32(0.5))
+    assert data.batch([row]).weight.tolist() == [0.5]

@@ -106,7 +106,6 @@ def test_a_cell_may_hold_lines_quotes_and_long_texts(tmp_path):
     [
         (b"a,b", "rows.csv:5: the row has 2 cells, and the first row 3"),
         (b"a,b,\xff", "rows.csv:5: field 'rejected': a byte is not UTF-8"),
-        (b'a,"b"x,c', "rows.csv:5: not CSV: .*expected after"),
     ],
 )
 def test_a_bad_row_of_a_csv_file_is_named_by_the_line_where_it_begins(line, message, reviews, tmp_path):
@@ -119,6 +118,28 @@ def test_a_bad_row_of_a_csv_file_is_named_by_the_line_where_it_begins(line, mess
     data = PreferenceDataModule(reviews / "model", tmp_path / "rows.csv", on_bad_row="drop", **options)
     data.setup()
     assert [data.train_pairs.where(i).rpartition(":")[2] for i in range(2)] == ["2", "6"]
+
+
+def test_a_wrong_quote_in_a_csv_file_stops_whatever_happens_to_bad_rows(reviews, tmp_path):
+    """It hides where rows begin: the rest of this record would be read as a row."""
+    (tmp_path / "rows.csv").write_text('prompt,chosen,rejected\nplot,a,b\n"a "bad" text\nsecond line",good,worse\n')
+    data = PreferenceDataModule(
+        reviews / "model", tmp_path / "rows.csv", on_bad_row="drop", cache_dir=tmp_path / "tokens"
+    )
+    with pytest.raises(DataError, match="rows.csv:3: not CSV: .*expected after"):
+        data.setup()
+
+
+@pytest.mark.parametrize("first", [["1"], "1", 1])
+def test_a_label_in_a_csv_file_is_a_text_or_a_number(first, reviews, tmp_path):
+    (tmp_path / "rows.csv").write_text("prompt,a,b,label\nplot,witty,dull,1\nplot,short,long,2\n")
+    columns = {"chosen": "a", "rejected": "b", "label": "label"}
+    options = {"columns": columns, "join": " ", "cache_dir": tmp_path / "tokens"}
+    label = {"first": first, "second": "2" if first != 1 else ">1"}
+    data = PreferenceDataModule(reviews / "model", tmp_path / "rows.csv", label=label, **options)
+    data.setup()
+    pairs = data.train_pairs.select([0, 1])
+    assert [data.tokenizer.decode(row) for row in pairs.chosen.rows()] == ["witty </s>", "long </s>"]
 
 
 def test_the_weight_in_a_csv_file_is_a_number_and_an_empty_response_is_dropped(reviews, tmp_path):

@@ -77,7 +77,7 @@ REFUSED = {
     "chosen is true": (row(chosen=True), "'chosen': found true/false"),
     "chosen is an object": (row(chosen={"text": "a"}), "'chosen': found an object"),
     "chosen is a list of texts and numbers": (row(chosen=["a", 3]), r"chosen\[1\]': found a number, expected a text"),
-    "messages as JSON text": (row(chosen=json.dumps([BOT])), "'chosen': found the JSON text of messages"),
+    "messages as JSON text": (row(chosen=json.dumps([BOT])), "'chosen': found the text of messages in JSON or Python"),
     "a system message beside a text": (row(system="scene"), "'system': the prompt is a text.* type data.wrap=chat"),
     "tools beside a text": (row(tools=[{"name": "f"}]), "'tools': the prompt is a text.*data.columns.tools=null"),
     # messages

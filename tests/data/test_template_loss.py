@@ -14,6 +14,8 @@ import pytest
 
 from lightning_dpo.data import PreferenceDataModule
 from lightning_dpo.data.chat import Chat
+from lightning_dpo.data.fields import Format
+from lightning_dpo.data.formats import parse
 from lightning_dpo.data.rows import BadRow, Row
 from lightning_dpo.data.tokenize import Encoded, PairTokenizer
 from lightning_dpo.errors import DataError
@@ -254,6 +256,22 @@ def test_an_older_entry_of_the_token_cache_is_written_again_under_its_name(tmp_p
     assert json.loads((folder / "manifest.json").read_text()) == manifest
 
 
+def test_pairs_are_others_if_rows_hold_what_was_not_read_before(tmp_path):
+    """The names of cache entries stay, so that runs of 0.1.0 resume; but not on other tokens."""
+
+    def contents(**row):
+        rows = tmp_path / "rows.jsonl"
+        rows.write_text(json.dumps(dict(prompt=[USER], chosen="it scatters", rejected="paint", **row)))
+        data = PreferenceDataModule(byte_level(template=CHATML), rows, cache_dir=tmp_path / "tokens")
+        data.setup()
+        return data.content()["train"], data.train_pairs.parts[0].folder.name
+
+    (plain,), folder = contents(id=1)
+    assert plain == folder
+    (systematic,), folder = contents(system="be brief")
+    assert systematic == f"{folder} system"
+
+
 THINKS_LAST = (  # as Qwen3: an empty thought before the answer to the last question alone
     "{% set ns = namespace(last=0) %}"
     "{% for m in messages %}{% if m.role == 'user' %}{% set ns.last = loop.index0 %}{% endif %}{% endfor %}"
@@ -312,7 +330,7 @@ def test_a_token_ends_the_turn_whether_or_not_it_is_special():
     tokenizer.add_tokens(["<|done|>"])
     done = tokenizer.convert_tokens_to_ids("<|done|>")
     answer = encoded(tokenizer, CONVERSATIONS["plain"])
-    assert answer.ends == (done, done) and answer.chosen[-1] == done and not answer.notes
+    assert answer.ends == (done, done) and answer.chosen[-1] == done and answer.notes == (("read", "end of turn"),)
 
 
 def test_an_end_of_several_tokens_is_counted_and_eos_ends_the_response():
@@ -336,6 +354,55 @@ def test_a_tool_call_may_end_with_another_token():
     assert tokenizer.decode(answer.chosen) == '{"name": "clock", "arguments": {"zone": "Lima"}}<|call|>'
 
 
+QWEN = (  # prints tool calls behind the content, and nothing else
+    "{{ tools | tojson }}{% for m in messages %}<|im_start|>{{ m.role }}\n{{ m.content }}"
+    "{% for c in m.tool_calls or [] %}<call>{{ c.function | tojson }}</call>{% endfor %}"
+    "<|im_end|>{{ '\n' }}{% endfor %}{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
+)
+
+
+def test_arguments_of_a_tool_call_may_be_a_json_text(tmp_path):
+    """As OpenAI has them; templates expect an object, or join a text to others."""
+    tokenizer = byte_level(template=QWEN)
+    arguments = {"zone": 'a "b"'}
+    answers = []
+    for spelling in (arguments, json.dumps(arguments)):
+        calls = [{"type": "function", "function": {"name": "clock", "arguments": spelling}}]
+        record = dict(prompt=[USER], chosen=[bot("", tool_calls=calls)], rejected="no idea", tools=[TOOL])
+        answers += PairTokenizer(tokenizer).encode(parse(record, Format()))
+    assert answers[0] == answers[1] and r'"zone": "a \"b\""' in tokenizer.decode(answers[0].chosen)
+    joins = byte_level(template=QWEN.replace("c.function | tojson", "c.function.name + c.function.arguments"))
+    (joined,) = PairTokenizer(joins).encode(parse(record, Format()))
+    assert r'<call>clock{"zone": "a \"b\""}</call>' in joins.decode(joined.chosen)
+
+
+def test_a_prompt_may_not_end_with_a_tool_call():
+    """The response would come before the call."""
+    record = dict(prompt=[USER, bot("", tool_calls=CALL)], chosen="noon", rejected="one")
+    with pytest.raises(BadRow, match="the last message calls a tool, and no message of the tool follows"):
+        parse(record, Format())
+
+
+def test_a_template_may_print_nothing_behind_the_last_message():
+    """As GLM-4.5: the turn ends where the next role begins, so EOS ends the response."""
+    tokenizer = byte_level(template=QWEN.replace("<|im_end|>{{ '\n' }}", ""))
+    tokenizer.add_tokens(["</call>"])
+    row = Row([USER], [bot("", tool_calls=CALL)], [bot("no idea")], options={"tools": [TOOL]})
+    answer = encoded(tokenizer, row)
+    assert tokenizer.decode(answer.chosen).endswith("</call></s>") and answer.ends == (2, 2)
+
+
+def test_a_tool_without_a_description_is_whole():
+    tool = {"type": "function", "function": {"name": "clock", "description": None}}
+    row = CONVERSATIONS["tools"]._replace(options={"tools": [tool]})
+    assert isinstance(encoded(byte_level(template=QWEN), row), Encoded)
+
+
+def test_an_option_of_a_row_that_the_template_has_not_is_counted():
+    row = CONVERSATIONS["plain"]._replace(options={"moood": "calm"})
+    assert encoded(byte_level(template=CHATML), row).notes == (("ignored", "moood of chat_template_kwargs"),)
+
+
 def test_messages_reach_the_template_whole():
     template = (
         "{{ tools | tojson }} {{ mood }} {% for m in messages %}"
@@ -353,7 +420,7 @@ def test_messages_reach_the_template_whole():
     row = Row(prompt, [bot("noon", reasoning_content="so ")], [bot("one", reasoning_content="no ")])
     row = row._replace(options={"tools": [TOOL], "mood": "calm"})
     answer = encoded(tokenizer, row)
-    assert not answer.notes
+    assert {kind for kind, _ in answer.notes} == {"read"}
     text = tokenizer.decode([*answer.prompt, *answer.chosen])
     parts = ("Tells the time.", "calm", "developer", "be brief", "anna", "Lima", "c7", "noon", "so noon<|im_end|>")
     assert all(part in text for part in parts)

@@ -1,5 +1,6 @@
 """Truncation of long prompts on the left. BOS, system message and role marks stay."""
 
+from bisect import bisect_left
 from collections.abc import Callable
 from typing import NamedTuple
 
@@ -38,18 +39,23 @@ def truncate_prompt(encoder: PromptEncoder, row: Row, prompt: list[int], merged:
         return prompt
     if isinstance(row.prompt, str):
         return _without(prompt, len(encoder.bos), len(prompt), limit)
-    messages = row.prompt
-    while True:
+    chat = row.prompt
+    head = next(i for i, m in enumerate(chat) if m["role"] not in SYSTEM)
+    starts = [head, *(i for i in range(head + 1, len(chat)) if chat[i]["role"] == "user")]
+
+    def kept(start: int) -> tuple[Messages, list[int], list[Span]]:
+        messages = chat[:head] + chat[start:]
         ids, offsets = encoder.encode(encoder.render(messages))
-        ids, offsets = ids[: len(ids) - merged], offsets[: len(ids) - merged]
-        if len(ids) <= limit:
-            return ids
-        shorter = _without_oldest_turn(messages)
-        if shorter is None:
-            begin, end = _content_span(encoder, messages)
-            inside = [i for i, (a, b) in enumerate(offsets) if a >= begin and b <= end and a < b]
-            return _without(ids, inside[0], inside[-1] + 1, limit) if inside else _without(ids, 0, 0, limit)
-        messages = shorter
+        return messages, ids[: len(ids) - merged], offsets[: len(ids) - merged]
+
+    # Bisected, because each try renders and encodes the rest. Less remains, the later the start.
+    at = bisect_left(starts, True, key=lambda start: len(kept(start)[1]) <= limit)
+    messages, ids, offsets = kept(starts[min(at, len(starts) - 1)])
+    if len(ids) <= limit:
+        return ids
+    begin, end = _content_span(encoder, messages)
+    inside = [i for i, (a, b) in enumerate(offsets) if a >= begin and b <= end and a < b]
+    return _without(ids, inside[0], inside[-1] + 1, limit) if inside else _without(ids, 0, 0, limit)
 
 
 def _without(ids: list[int], begin: int, end: int, limit: int) -> list[int]:
@@ -58,13 +64,6 @@ def _without(ids: list[int], begin: int, end: int, limit: int) -> list[int]:
     if surplus >= end - begin:
         raise Dropped("prompt_too_long")
     return ids[:begin] + ids[begin + surplus :]
-
-
-def _without_oldest_turn(messages: Messages) -> Messages | None:
-    """The system messages, and the chat from its second user message on; None if there is no such message."""
-    head = next(i for i, m in enumerate(messages) if m["role"] not in SYSTEM)
-    later = [i for i in range(head + 1, len(messages)) if messages[i]["role"] == "user"]
-    return messages[:head] + messages[later[0] :] if later else None
 
 
 def _content_span(encoder: PromptEncoder, messages: Messages) -> tuple[int, int]:

@@ -308,3 +308,20 @@ def test_flags_of_a_pair():
     assert flags(Row("<s><s>it is:", "q", "z")) == {"special_token_in_text", "double_bos"}
     assert flags(Row("it is:", "q" * 19, "z"), max_length=12) == {"cut_chosen"}
     assert flags(Row("it is:" * 9, "q", "z"), max_prompt_length=6) == {"cut_prompt"}
+
+
+def test_a_chat_of_many_turns_is_rendered_a_few_times():
+    tokenizer = byte_level(template=CHATML)
+    turns = [{"role": role, "content": f"{i} is near"} for i in range(200) for role in ("user", "assistant")]
+    row = Row([*turns, {"role": "user", "content": "is it"}], "yes.", "no.")
+    pairs = PairTokenizer(tokenizer, max_prompt_length=100)
+    rendered, render = [], pairs.chat.render
+    pairs.chat.render = lambda messages, *args, **mode: rendered.append(1) or render(messages, *args, **mode)
+    (answer,) = pairs.encode([row])
+    assert isinstance(answer, Encoded) and len(rendered) < 20
+    slow = next(
+        ids
+        for start in range(0, len(row.prompt), 2)
+        if len(ids := pairs.ids([pairs.chat.prompt(row.prompt[start:])])[0]) <= 100
+    )
+    assert answer.prompt == slow

@@ -7,6 +7,7 @@ Exit codes: 0 done, 1 failed or out of time, 2 a wrong key, value or row, 130 an
 import os
 import sys
 import time
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import hydra
@@ -23,6 +24,7 @@ from lightning_dpo.config.schema import complete
 from lightning_dpo.config.typed import in_order, readable
 from lightning_dpo.errors import ConfigError, DataError
 from lightning_dpo.run.identity import fingerprint
+from lightning_dpo.run.records import removed_if_refused
 from lightning_dpo.run.signals import Stop
 from lightning_dpo.safety import hydra_guard, secrets
 from lightning_dpo.sweep import overrides, sweep
@@ -54,8 +56,9 @@ def job(cfg: DictConfig) -> float | None:
     request = Request(cfg, dict(state.runtime.choices), list(state.overrides.task))
     if state.mode == RunMode.MULTIRUN:
         return sweep.job(request, train)
-    with sweep.carried(ConfigError, DataError), overrides.without_sweep(request):
-        return train(request)
+    with sweep.carried(ConfigError, DataError), removed_if_refused(Path(cfg.output_dir).absolute()):
+        with overrides.without_sweep(request):
+            return train(request)
 
 
 def train(request: Request) -> float | None:

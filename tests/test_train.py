@@ -217,6 +217,17 @@ def test_a_wrong_key_value_or_path_ends_with_code_2_and_one_line(command, argume
     assert code == 2 and message in line and "Traceback" not in output and "hunter2" not in output
 
 
+def test_a_refused_command_leaves_no_folder_behind_unless_it_was_there(command, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    for place in ([], ["output_dir=runs/a"]):
+        assert command("data.train=nothing.jsonl", *place)[0] == 2
+    assert [path.name for path in tmp_path.iterdir()] == ["runs"] and not list((tmp_path / "runs").iterdir())
+    (tmp_path / "runs" / "a").mkdir()
+    (tmp_path / "runs" / "a" / "mine.txt").touch()
+    assert command("data.train=nothing.jsonl", "output_dir=runs/a")[0] == 2
+    assert (tmp_path / "runs" / "a" / "mine.txt").exists()
+
+
 def test_a_bad_row_ends_with_code_2_before_any_weight_loads(command, tmp_path, monkeypatch):
     (tmp_path / "bad.jsonl").write_text('{"prompt": "a", "chosen": "b", "rejected": "c"}\n{"prompt": 1}\n')
     monkeypatch.setattr("lightning_dpo.models.load_model", lambda *_, **__: pytest.fail("weights were loaded"))

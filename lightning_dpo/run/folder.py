@@ -21,14 +21,13 @@ from lightning_dpo.models.export import export
 from lightning_dpo.module import DPOModule
 from lightning_dpo.run import checkpoint
 from lightning_dpo.run.identity import differences, may_change
-from lightning_dpo.run.records import locked
+from lightning_dpo.run.records import RUN_LOCK, locked
 from lightning_dpo.run.throughput import Throughput
 from lightning_dpo.signatures import leaves
 
 log = logging.getLogger(__name__)
 
 PACKAGES = ("lightning-dpo", "torch", "lightning", "transformers", "hydra-core", "wandb")
-LOCK = ".run.lock"
 WRITTEN = ("metrics.csv", "samples.jsonl", "nonfinite.jsonl", "summary.json")
 """Files whose presence means that a run has started in the folder."""
 
@@ -46,12 +45,14 @@ class RunFolder:
         self.path = Path(cfg.output_dir).absolute()
         self.cfg = cfg
         self.config = {k: v for k, v in config.items() if not may_change(k, "resume")}
-        check_writable(self.path, f"output_dir={cfg.output_dir}", LOCK)
+        check_writable(self.path, f"output_dir={cfg.output_dir}", RUN_LOCK)
 
     def locked(self) -> AbstractContextManager[None]:
         """Errors: ConfigError if another process runs here."""
         key = f"output_dir={self.cfg.output_dir}"
-        return locked(self.path / LOCK, f"{key}: another process is running in this folder; type another output_dir")
+        return locked(
+            self.path / RUN_LOCK, f"{key}: another process is running in this folder; type another output_dir"
+        )
 
     def finished(self) -> dict[str, Any] | None:
         """The summary of the run that finished here; None if none did, or if `resume_override` makes this another run.

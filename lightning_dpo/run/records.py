@@ -1,17 +1,18 @@
 """`job.json`, the record of a sweep's job: what runs in its folder and how it ended. Reports read it too."""
 
 import json
+import shutil
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
 from filelock import FileLock, Timeout
 
-from lightning_dpo.errors import ConfigError
+from lightning_dpo.errors import ConfigError, DataError
 
 JOB, REFUSED = "job.json", "job.refused.json"
-LOCK = ".job.lock"
+LOCK, RUN_LOCK = ".job.lock", ".run.lock"
 
 
 def read_record(path: Path) -> dict[str, Any]:
@@ -30,6 +31,23 @@ def locked(lock: Path, message: str) -> Iterator[None]:
             yield
     except Timeout:
         raise ConfigError(message) from None
+
+
+@contextmanager
+def removed_if_refused(folder: Path) -> Iterator[None]:
+    """Remove the folder of a refused command that holds its log alone, and the empty folders above it in outputs/."""
+    try:
+        yield
+    except (ConfigError, DataError):
+        if folder.is_dir() and {path.name for path in folder.iterdir()} <= {RUN_LOCK, "train.log"}:
+            with suppress(ConfigError), locked(folder / RUN_LOCK, ""):  # another process may have just begun here
+                shutil.rmtree(folder)
+            with suppress(OSError):
+                for above in folder.parents:
+                    if "outputs" not in (above.name, *(path.name for path in above.parents)):
+                        break
+                    above.rmdir()
+        raise
 
 
 def is_running(folder: Path) -> bool:

@@ -42,10 +42,9 @@ def removed_if_refused(folder: Path) -> Iterator[None]:
         if folder.is_dir() and {path.name for path in folder.iterdir()} <= {RUN_LOCK, "train.log"}:
             with suppress(ConfigError), locked(folder / RUN_LOCK, ""):  # another process may have just begun here
                 shutil.rmtree(folder)
+            names = [path.name for path in folder.parents]
             with suppress(OSError):
-                for above in folder.parents:
-                    if "outputs" not in (above.name, *(path.name for path in above.parents)):
-                        break
+                for above in folder.parents[: names.index("outputs") + 1] if "outputs" in names else ():
                     above.rmdir()
         raise
 

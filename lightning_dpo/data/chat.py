@@ -111,7 +111,7 @@ class Chat:
         text, end = self._ended(messages, row.options, text)
         if end.token is None and end.printed.strip():
             notes.append(("end", end.printed.strip()))
-        if end.token not in (None, *self.tokenizer.all_special_ids):
+        if end.token not in self._read_before:
             notes.append(("read", "end of turn"))
         notes += [("ignored", f"{name} of chat_template_kwargs") for name in row.options if not self._has(name)]
         spans = self._spans(text, starts, messages, trained, row.options) if len(messages) > first + 1 else None
@@ -146,15 +146,12 @@ class Chat:
         return [(len(os.path.commonprefix([start, text])), len(end)) for start, end in zip(starts, ends, strict=True)]
 
     def _ended(self, messages: Messages, options: Mapping[str, Any], text: str) -> tuple[str, EndOfTurn]:
-        """The text up to the last end of turn."""
         end = self._end(messages, options, text)
         return text[: len(text) - len(end.printed)] + end.kept, end
 
     def _end(self, messages: Messages, options: Mapping[str, Any], text: str) -> EndOfTurn:
-        """What the template prints behind the last message, found by a mark in place of its content.
-
-        A text that ends as earlier ones did, right behind the content, is not rendered again. Behind tool calls, some
-        templates print another token.
+        """What the template prints behind the last message, found by a mark in place of its content. A text that ends as
+        earlier ones did, right behind the content, is not rendered again. Behind tool calls, another token may stand.
         """
         answer = template_loss.THINK.split(text_of(messages[-1]))[-1].strip()
         for printed, end in self._ends.items():
@@ -167,16 +164,14 @@ class Chat:
             tail = [token for token in self._added if text.rstrip().endswith(token)]
             printed = text[text.rindex(max(tail, key=len)) :] if tail else None
         if not mark or printed is None or not text.endswith(printed):
-            what = f"no end of turn is found in what the chat template prints, {printable(text[-40:])}"
-            raise BadRow("template", what)
+            raise BadRow("template", f"the chat template prints no end of turn that is known, {printable(text[-40:])}")
         if printed not in self._ends:
             self._ends[printed] = self._end_token(before, printed)
         return self._ends[printed]
 
     def _end_token(self, before: str, printed: str) -> EndOfTurn:
         """The first added token that is printed, or the only token."""
-        found = [token for token in self._added if token in printed]
-        if found:
+        if found := [token for token in self._added if token in printed]:
             first = min(found, key=lambda token: (printed.find(token), -len(token)))
             return EndOfTurn(printed, printed[: printed.find(first) + len(first)], self._added[first])
         kept = printed.rstrip()
@@ -185,6 +180,12 @@ class Chat:
         if kept and encoded["offset_mapping"][-1][0] == start:
             return EndOfTurn(printed, kept, encoded["input_ids"][-1])
         return EndOfTurn(printed)
+
+    @cached_property
+    def _read_before(self) -> set[int | None]:
+        """What 0.1.0 took for an end of turn: nothing, EOS, or a token that is flagged special."""
+        added = self.tokenizer.added_tokens_decoder
+        return {None, self.tokenizer.eos_token_id, *(i for i in added if added[i].special)}
 
     @cached_property
     def _added(self) -> dict[str, int]:

@@ -11,7 +11,7 @@ Messages = list[Message]
 Response = str | Messages
 """A single turn as text; or messages, of which only the assistant's can be trained."""
 Note = tuple[str, str]
-"""Something that the data page counts by rows: its kind (see NOTES in data/report) and what it is about."""
+"""Something that the data page counts by rows: its kind (see data/report/notes.py) and what it is about."""
 
 SYSTEM = ("system", "developer")
 ROLES = (*SYSTEM, "user", "assistant", "tool")

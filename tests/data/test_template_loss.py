@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 import pytest
+from tokenizers import AddedToken
 
 from lightning_dpo.data import PreferenceDataModule
 from lightning_dpo.data.chat import Chat
@@ -331,6 +332,13 @@ def test_a_token_ends_the_turn_whether_or_not_it_is_special():
     done = tokenizer.convert_tokens_to_ids("<|done|>")
     answer = encoded(tokenizer, CONVERSATIONS["plain"])
     assert answer.ends == (done, done) and answer.chosen[-1] == done and answer.notes == (("read", "end of turn"),)
+
+
+def test_an_end_that_is_special_leaves_the_identity_of_a_run_alone_whether_or_not_it_has_a_name():
+    """0.1.0 knew it by its flag. Llama 3's <|eot_id|> is in no named list of special tokens."""
+    tokenizer = byte_level(template=CHATML.replace("<|im_end|>", "<|done|>"))
+    tokenizer.add_tokens([AddedToken("<|done|>", special=True)])
+    assert encoded(tokenizer, CONVERSATIONS["plain"]).notes == ()
 
 
 def test_an_end_of_several_tokens_is_counted_and_eos_ends_the_response():

@@ -150,8 +150,8 @@ class Chat:
         return text[: len(text) - len(end.printed)] + end.kept, end
 
     def _end(self, messages: Messages, options: Mapping[str, Any], text: str) -> EndOfTurn:
-        """What the template prints behind the last message, found by a mark in place of its content. A text that ends as
-        earlier ones did, right behind the content, is not rendered again. Behind tool calls, another token may stand.
+        """What the template prints behind the last message, found by a mark in place of its content. A text that ends
+        as earlier ones did, right behind the content, is not rendered again. Behind tool calls, another token may end.
         """
         answer = template_loss.THINK.split(text_of(messages[-1]))[-1].strip()
         for printed, end in self._ends.items():
